@@ -1,0 +1,62 @@
+"""pgjax: policy gradients in JAX, as pure functions that compose.
+
+The functions below are the whole vocabulary: estimators, losses, gradients, rollouts and the training loop.
+Algorithms live in `pgjax.algorithms`, networks in `pgjax.networks`, whole experiments in
+`pgjax.experiment`.
+"""
+
+from pgjax import algorithms, distributions, envs, networks
+from pgjax.distributions import Categorical, DiagGaussian, TanhGaussian
+from pgjax.estimators.advantages import gae, standardize, td_error
+from pgjax.estimators.baselines import (
+    constant_baseline,
+    leave_one_out_baseline,
+    linear_baseline,
+    optimal_baseline,
+    subtract_baseline,
+    time_baseline,
+    time_features,
+)
+from pgjax.estimators.recurrence import reverse_recurrence
+from pgjax.estimators.returns import (
+    episode_time,
+    lambda_return,
+    n_step_return,
+    return_so_far,
+    reward_to_go,
+    time_discount,
+    total_return,
+)
+from pgjax.gradients import policy_gradient, score, trajectory_gradients, trajectory_log_prob
+from pgjax.losses.policy import (
+    all_action_loss,
+    clipped_surrogate_loss,
+    score_function_loss,
+    surrogate_loss,
+)
+from pgjax.losses.value import clipped_value_loss, expected_sarsa_loss, squared_error_loss
+from pgjax.metrics import approximate_kl, clip_fraction, effective_sample_size, explained_variance
+from pgjax.minibatch import shuffled_minibatches, take_minibatch, to_shards
+from pgjax.normalization import (
+    RewardScaling,
+    RunningMoments,
+    init_moments,
+    init_reward_scaling,
+    normalize,
+    scale_reward,
+    update_moments,
+    update_reward_scaling,
+)
+from pgjax.rollouts import (
+    EnvCarry,
+    EpisodeStats,
+    episode_stats,
+    evaluate,
+    reset_envs,
+    rollout,
+    rollout_episodes,
+)
+from pgjax.training import train
+from pgjax.types import Algorithm, Distribution, Network, Policy, Transition
+
+__version__ = "0.1.0"

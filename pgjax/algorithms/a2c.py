@@ -1,0 +1,121 @@
+"""Advantage actor-critic: short windows from many environments, one gradient step each."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pgjax.estimators.advantages import gae, standardize
+from pgjax.losses.policy import score_function_loss
+from pgjax.losses.value import squared_error_loss
+from pgjax.metrics import explained_variance
+from pgjax.rollouts import EnvCarry, reset_envs, rollout
+from pgjax.types import Algorithm, Array, ArrayTree, Environment, Metrics, Network, Numeric, PRNGKey
+
+
+class Learned(NamedTuple):
+    """What learns.
+
+    Attributes:
+        params: of the network.
+        opt_state: of the optimizer.
+    """
+
+    params: Any
+    opt_state: Any
+
+
+class State(NamedTuple):
+    """A run between two iterations.
+
+    Attributes:
+        learned: what learns.
+        env_carry: where the environments stand.
+    """
+
+    learned: Learned
+    env_carry: EnvCarry
+
+
+def make(
+    env: Environment,
+    env_params: Any,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_envs: int = 8,
+    num_steps: int = 5,
+    gamma: Numeric = 0.99,
+    lambda_: Numeric = 1.0,
+    value_coef: Numeric = 0.5,
+    entropy_coef: Numeric = 0.0,
+    normalize_advantage: bool = False,
+) -> Algorithm[State]:
+    """A2C; one iteration is `num_envs * num_steps` environment steps and one gradient step.
+
+    Args:
+        env: the environment.
+        env_params: its parameters.
+        network: `obs -> (Distribution, value [...])`, such as `networks.ActorCritic`.
+        optimizer: of all parameters; put the clipping by global norm into it.
+        num_envs: N.
+        num_steps: T, the length of the window.
+        gamma: discount factor.
+        lambda_: trace decay of the advantage; 1 is the n-step advantage of the paper.
+        value_coef: weight of the critic's loss.
+        entropy_coef: weight of the entropy bonus.
+        normalize_advantage: standardise the advantages of the batch.
+
+    Returns:
+        The algorithm.
+
+    Raises:
+        ValueError: if `num_envs` or `num_steps` is below 1, when it is initialised.
+
+    References:
+        Mnih et al. 2016, Asynchronous methods for deep RL, algorithm S3, taken synchronously.
+    """
+
+    def init(key: PRNGKey) -> State:
+        env_key, params_key = jax.random.split(key)
+        env_carry = reset_envs(env_key, env, env_params, num_envs)
+        params = network.init(params_key, env_carry.obs)
+        return State(Learned(params, optimizer.init(params)), env_carry)
+
+    def loss(params: Any, obs: ArrayTree, action: Array, advantage: Array, target: Array) -> Any:
+        policy, value = network.apply(params, obs)
+        policy_loss = score_function_loss(policy.log_prob(action), advantage).mean()
+        value_loss = squared_error_loss(value, target).mean()
+        entropy = policy.entropy().mean()
+        total = policy_loss + value_coef * value_loss - entropy_coef * entropy
+        return total, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+    def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
+        params, opt_state = state.learned
+
+        def policy(key: PRNGKey, obs: ArrayTree) -> tuple[Array, Array]:
+            return network.apply(params, obs)[0].sample_and_log_prob(key)
+
+        env_carry, traj, stats = rollout(key, state.env_carry, policy, env, env_params, num_steps)
+        value = network.apply(params, traj.obs)[1]
+        next_value = network.apply(params, traj.next_obs)[1]
+        advantage = gae(
+            traj.reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
+        )
+        target = advantage + value
+        weight = standardize(advantage) if normalize_advantage else advantage
+        gradient, metrics = jax.grad(loss, has_aux=True)(params, traj.obs, traj.action, weight, target)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        metrics |= stats.metrics() | {
+            "env_steps": jnp.asarray(num_envs * num_steps, jnp.int32),
+            "grad_norm": optax.global_norm(gradient),
+            "explained_variance": explained_variance(value, target),
+        }
+        return State(Learned(optax.apply_updates(params, updates), opt_state), env_carry), metrics
+
+    def act(key: PRNGKey, state: State, obs: ArrayTree) -> Array:
+        del key
+        return network.apply(state.learned.params, obs)[0].mode()
+
+    return Algorithm(init, step, act)

@@ -1,0 +1,1 @@
+"""The weight Ψ that multiplies the score: returns, advantages and baselines."""

@@ -1,0 +1,111 @@
+"""Advantages: how much better an action was than what the policy does on average."""
+
+import jax.numpy as jnp
+
+from pgjax._jit import compiled
+from pgjax.estimators.recurrence import reverse_recurrence, time_major
+from pgjax.types import Array, Numeric
+
+
+@compiled()
+def td_error(
+    reward: Array, value: Array, next_value: Array, terminated: Array, *, gamma: Numeric
+) -> Array:
+    """The one-step advantage.
+
+        δ_t = r_t + γ (1 − terminated_t) V(next_obs_t) − V(obs_t)
+
+    Args:
+        reward: `[T, ...]`.
+        value: `[T, ...]`, V(obs_t).
+        next_value: `[T, ...]`, V(next_obs_t); ignored where terminated, even if it is NaN.
+        terminated: `[T, ...]` bool.
+        gamma: discount factor.
+
+    Returns:
+        `[T, ...]`.
+
+    References:
+        Sutton & Barto 2018, eq. 6.5.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> td_error(jnp.ones(2), jnp.ones(2), jnp.full(2, 4.0), jnp.array([False, True]), gamma=0.5)
+        Array([2., 0.], dtype=float32)
+    """
+    reward, value, next_value, terminated = time_major(reward, value, next_value, terminated)
+    return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+
+
+@compiled()
+def gae(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    *,
+    gamma: Numeric,
+    lambda_: Numeric,
+) -> Array:
+    """Generalised advantage estimation.
+
+        A_t = δ_t + γ λ (1 − terminated_t)(1 − truncated_t) A_{t+1}
+
+    With the true value function it is unbiased for every λ on whole episodes; with a wrong one for λ = 1
+    alone. `gae + value` is the λ-return, the usual target of the critic.
+
+    Args:
+        reward: `[T, ...]`.
+        value: `[T, ...]`, V(obs_t).
+        next_value: `[T, ...]`, V(next_obs_t), not V(obs_{t+1}): they differ where an episode ended.
+        terminated: `[T, ...]` bool.
+        truncated: `[T, ...]` bool.
+        gamma: discount factor.
+        lambda_: trace decay; 0 gives the TD error, 1 the bootstrapped reward-to-go minus V.
+
+    Returns:
+        `[T, ...]`.
+
+    References:
+        Schulman et al. 2016, High-dimensional continuous control using GAE, eq. 16.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> no = jnp.zeros(3, bool)
+        >>> gae(jnp.ones(3), jnp.zeros(3), jnp.zeros(3), no, no, gamma=1.0, lambda_=0.5)
+        Array([1.75, 1.5 , 1.  ], dtype=float32)
+    """
+    delta = td_error(reward, value, next_value, terminated, gamma=gamma)
+    delta, terminated, truncated = time_major(delta, terminated, truncated)
+    decay = jnp.where(terminated | truncated, 0.0, gamma * lambda_)
+    return reverse_recurrence(delta, decay, 0.0)
+
+
+@compiled()
+def standardize(x: Array, valid: Array | None = None) -> Array:
+    """Shift to mean 0 and scale to standard deviation 1, over all valid entries.
+
+    As a weight of the score it is biased: the mean and the deviation depend on the very actions that they
+    weigh.
+
+    Args:
+        x: `[...]`.
+        valid: bool, broadcast against `x`; None if all entries count.
+
+    Returns:
+        `[...]`; 0 where not valid.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> standardize(jnp.array([1.0, 3.0]))
+        Array([-1.,  1.], dtype=float32)
+    """
+    if valid is None:
+        return (x - x.mean()) / (x.std() + 1e-8)
+    x, valid = time_major(x, valid)
+    valid = jnp.broadcast_to(valid, x.shape)
+    x = jnp.where(valid, x, 0.0)
+    mean, deviation = x.mean(where=valid), x.std(where=valid)
+    any_valid = valid.any()
+    return jnp.where(valid & any_valid, (x - mean) / (deviation + 1e-8), 0.0)

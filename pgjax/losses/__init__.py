@@ -1,0 +1,1 @@
+"""Losses: elementwise, to be minimised; the caller takes the mean."""

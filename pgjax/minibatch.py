@@ -1,0 +1,92 @@
+"""Shuffle a batch and split it, within shards that no sample ever leaves."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from pgjax.types import Array, ArrayTree, PRNGKey
+
+
+def to_shards(tree: ArrayTree, num_shards: int) -> Any:
+    """Lay a rollout out as a batch, environments before time.
+
+    A plain `reshape(-1)` of `[T, N]` mixes environments; on several devices it compiles to a gather of the
+    whole batch. Here every shard holds the steps of its own environments.
+
+    Args:
+        tree: leaves `[T, N, ...]`.
+        num_shards: divides N.
+
+    Returns:
+        Leaves `[num_shards, N T / num_shards, ...]`.
+
+    Raises:
+        ValueError: if N does not split into the shards.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> to_shards(jnp.array([[0, 1], [2, 3]]), 2)
+        Array([[0, 2],
+               [1, 3]], dtype=int32)
+    """
+    num_steps, num_envs = jax.tree.leaves(tree)[0].shape[:2]
+    chex.assert_tree_shape_prefix(tree, (num_steps, num_envs))
+    if num_envs % num_shards:
+        raise ValueError(f"num_shards={num_shards} must divide num_envs={num_envs}.")
+    size = num_envs * num_steps // num_shards
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(num_shards, size, *x.shape[2:]), tree)
+
+
+def shuffled_minibatches(
+    key: PRNGKey, num_shards: int, shard_size: int, num_minibatches: int, num_epochs: int = 1
+) -> Array:
+    """Indices that visit every sample once an epoch, in random order within its shard.
+
+    Args:
+        key: consumed.
+        num_shards: number of shards.
+        shard_size: samples in each.
+        num_minibatches: divides `shard_size`.
+        num_epochs: independent shuffles.
+
+    Returns:
+        int32 `[num_epochs * num_minibatches, num_shards, shard_size / num_minibatches]`, for
+        `take_minibatch`.
+
+    Raises:
+        ValueError: if a shard does not split into the minibatches.
+
+    Example:
+        >>> import jax
+        >>> shuffled_minibatches(jax.random.key(0), 2, 6, 3).shape
+        (3, 2, 2)
+    """
+    if shard_size % num_minibatches:
+        raise ValueError(
+            f"num_minibatches={num_minibatches} must divide the {shard_size} samples of each of the "
+            f"{num_shards} shards."
+        )
+    keys = jax.random.split(key, (num_epochs, num_shards))
+    shuffle = jax.vmap(jax.vmap(lambda k: jax.random.permutation(k, shard_size)))
+    order = shuffle(keys).reshape(num_epochs, num_shards, num_minibatches, -1)
+    return jnp.swapaxes(order, 1, 2).reshape(num_epochs * num_minibatches, num_shards, -1)
+
+
+def take_minibatch(tree: ArrayTree, indices: Array) -> Any:
+    """The samples of one minibatch.
+
+    Args:
+        tree: leaves `[num_shards, shard_size, ...]`.
+        indices: int `[num_shards, size]`.
+
+    Returns:
+        Leaves `[num_shards, size, ...]`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> take_minibatch(jnp.array([[5, 6, 7]]), jnp.array([[2, 0]]))
+        Array([[7, 5]], dtype=int32)
+    """
+    return jax.tree.map(lambda x: jax.vmap(lambda rows, i: rows[i])(x, indices), tree)

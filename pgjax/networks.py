@@ -1,0 +1,261 @@
+"""Actors, critics and Q networks in flax linen.
+
+Every network takes observations with any number of batch axes in front, none included, because gradients
+per sample are taken one observation at a time. Weights are orthogonal, √2 inside, 0.01 at the head of an
+actor and 1 at that of a critic, biases zero (Huang et al. 2022, detail 2).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from pgjax.distributions import Categorical, DiagGaussian, TanhGaussian
+from pgjax.types import Array, ArrayTree
+
+Activation = Callable[[Array], Array]
+
+
+def dense(size: int, scale: float) -> nn.Dense:
+    """A dense layer with orthogonal weights and zero biases.
+
+    Args:
+        size: number of outputs.
+        scale: gain of the weights.
+
+    Returns:
+        The layer.
+    """
+    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(scale))
+
+
+class MLP(nn.Module):
+    """Dense layers, each followed by the activation: observation -> features `[..., hidden[-1]]`.
+
+    Attributes:
+        hidden: sizes of the layers.
+        activation: elementwise.
+        obs_ndim: rank of one observation, flattened first (1 for a vector, 2 for Catch's board, 0 for an
+            integer state, which becomes one-hot).
+        num_states: number of integer states where `obs_ndim` is 0.
+    """
+
+    hidden: Sequence[int] = (64, 64)
+    activation: Activation = nn.tanh
+    obs_ndim: int = 1
+    num_states: int = 0
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """Features `[..., hidden[-1]]` of `obs [..., *shape]`."""
+        if self.obs_ndim == 0:
+            x = nn.one_hot(obs, self.num_states)
+        else:
+            x = obs.reshape(*obs.shape[: obs.ndim - self.obs_ndim], -1).astype(jnp.result_type(obs, float))
+        for size in self.hidden:
+            x = self.activation(dense(size, math.sqrt(2.0))(x))
+        return x
+
+
+class CNN(nn.Module):
+    """One 3×3 convolution and a dense layer, the network of the MinAtar paper.
+
+    Attributes:
+        channels: of the convolution.
+        hidden: size of the dense layer.
+        activation: elementwise.
+
+    References:
+        Young & Tian 2019, MinAtar, section 3.
+    """
+
+    channels: int = 16
+    hidden: int = 128
+    activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, obs: Array) -> Array:
+        """Features `[..., hidden]` of images `[..., H, W, C]`."""
+        gain = nn.initializers.orthogonal(math.sqrt(2.0))
+        x = obs.astype(jnp.result_type(obs, float))
+        x = nn.Conv(self.channels, (3, 3), padding="VALID", kernel_init=gain)(x)
+        x = self.activation(x)
+        x = x.reshape(*x.shape[:-3], -1)
+        return self.activation(dense(self.hidden, math.sqrt(2.0))(x))
+
+
+class CategoricalActor(nn.Module):
+    """A softmax policy on top of a torso.
+
+    Observations may be a mapping `{"obs": …, "action_mask": bool [..., A]}`: the mask then excludes
+    actions and the torso sees `"obs"`.
+
+    Attributes:
+        num_actions: A.
+        torso: observation -> features.
+    """
+
+    num_actions: int
+    torso: Callable[[Any], Array] = MLP()
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> Categorical:
+        """The policy's distribution at `obs`."""
+        mask = None
+        if isinstance(obs, Mapping) and "action_mask" in obs:
+            obs, mask = obs["obs"], obs["action_mask"]
+        return Categorical(dense(self.num_actions, 0.01)(self.torso(obs)), mask)
+
+
+class GaussianActor(nn.Module):
+    """A Gaussian policy whose deviation does not depend on the state.
+
+    Attributes:
+        action_size: D.
+        torso: observation -> features.
+        log_std_init: initial log σ of every component.
+    """
+
+    action_size: int
+    torso: Callable[[Any], Array] = MLP()
+    log_std_init: float = 0.0
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> DiagGaussian:
+        """The policy's distribution at `obs`."""
+        mean = dense(self.action_size, 0.01)(self.torso(obs))
+        log_std = self.param("log_std", nn.initializers.constant(self.log_std_init), (self.action_size,))
+        return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+class TanhGaussianActor(nn.Module):
+    """A Gaussian squashed into the action box, its deviation a function of the state.
+
+    Attributes:
+        low: lower bounds, one a component.
+        high: upper bounds.
+        torso: observation -> features.
+        log_std_min: log σ is squashed by tanh into [log_std_min, log_std_max].
+        log_std_max: see there.
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    torso: Callable[[Any], Array] = MLP()
+    log_std_min: float = -5.0
+    log_std_max: float = 2.0
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> TanhGaussian:
+        """The policy's distribution at `obs`."""
+        features = self.torso(obs)
+        mean = dense(len(self.low), 0.01)(features)
+        raw = jnp.tanh(dense(len(self.low), 0.01)(features))
+        log_std = self.log_std_min + 0.5 * (self.log_std_max - self.log_std_min) * (raw + 1.0)
+        return TanhGaussian(mean, log_std, jnp.asarray(self.low, mean.dtype), jnp.asarray(self.high, mean.dtype))
+
+
+class Critic(nn.Module):
+    """A state value V(s).
+
+    Attributes:
+        torso: observation -> features.
+    """
+
+    torso: Callable[[Any], Array] = MLP()
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> Array:
+        """Values `[...]`."""
+        return dense(1, 1.0)(self.torso(obs))[..., 0]
+
+
+class QNetwork(nn.Module):
+    """Action values Q(s, ·) for a finite number of actions.
+
+    Attributes:
+        num_actions: A.
+        torso: observation -> features.
+    """
+
+    num_actions: int
+    torso: Callable[[Any], Array] = MLP()
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> Array:
+        """Action values `[..., A]`."""
+        return dense(self.num_actions, 1.0)(self.torso(obs))
+
+
+def features_as_they_are(features: Array) -> Array:
+    """The torso of a head whose features come from elsewhere.
+
+    Args:
+        features: `[...]`.
+
+    Returns:
+        The same.
+    """
+    return features
+
+
+class ActorCritic(nn.Module):
+    """A policy and a value in one network: `obs -> (Distribution, value [...])`.
+
+    Separate networks are an actor and a critic with torsos of their own; a shared torso goes in `torso`,
+    with `features_as_they_are` as the torso of both heads.
+
+    Attributes:
+        actor: observation (or features) -> Distribution.
+        critic: observation (or features) -> value.
+        torso: what both share.
+    """
+
+    actor: Callable[[Any], Any]
+    critic: Callable[[Any], Array]
+    torso: Callable[[Any], Any] = features_as_they_are
+
+    def __call__(self, obs: ArrayTree) -> tuple[Any, Array]:
+        """The distribution and the value at `obs`."""
+        features = self.torso(obs)
+        return self.actor(features), self.critic(features)
+
+
+class FeatureFunction(Protocol):
+    """φ(s, ·): features of an observation with every action."""
+
+    def __call__(self, obs: ArrayTree, /) -> Array:
+        """Features `[..., A, K]`."""
+        ...
+
+
+class LinearSoftmax(nn.Module):
+    """The Boltzmann policy that is linear in features of observation and action.
+
+        π(a | s) ∝ exp(θᵀ φ(s, a) / temperature)
+
+    Attributes:
+        features: `obs -> φ(s, ·) [..., A, K]`.
+        temperature: above 0.
+
+    References:
+        Sutton et al. 2000, section 2 (the Gibbs policy).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> actor = LinearSoftmax(lambda obs: jnp.array([[3.0], [1.0]]))
+        >>> actor.apply({"params": {"theta": jnp.ones(1)}}, jnp.zeros(1)).probs.round(3)
+        Array([0.881, 0.119], dtype=float32)
+    """
+
+    features: FeatureFunction
+    temperature: float = 1.0
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> Categorical:
+        """The policy's distribution at `obs`."""
+        features = self.features(obs)
+        theta = self.param("theta", nn.initializers.zeros_init(), (features.shape[-1],))
+        return Categorical.boltzmann(features @ theta, self.temperature)
