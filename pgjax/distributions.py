@@ -1,8 +1,8 @@
 """Categorical, Gaussian and squashed Gaussian policies: NamedTuples of arrays.
 
-In float32 every method stays finite, gradients included, for logits and means of any finite size:
-probabilities underflow to 0, log-probabilities stop at the most negative finite number, and `log_std` is
-clipped to [−20, 20] before it is used.
+In float32 every method stays finite, gradients included, for logits of any finite size and
+means up to 1e30: probabilities underflow to 0, log-probabilities stop at the most negative finite number, and
+`log_std` is clipped to [−20, 20] before it is used.
 """
 
 import math
@@ -76,7 +76,7 @@ class Categorical(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """Log π(action); `action` int `[...]` in [0, A)."""
-        taken = jnp.arange(self.logits.shape[-1]) == jnp.expand_dims(action, -1)
+        taken = jax.nn.one_hot(action, self.logits.shape[-1], dtype=bool)
         return jnp.where(taken, self.log_probs, 0.0).sum(-1)  # no gather: its gradient would be a scatter
 
     def entropy(self) -> Array:
@@ -112,13 +112,14 @@ class DiagGaussian(NamedTuple):
     log_std: Array
 
     @property
-    def _clipped_log_std(self) -> Array:
+    def clipped_log_std(self) -> Array:
+        """Log σ as it is used, `[..., D]`."""
         return jnp.broadcast_to(jnp.clip(self.log_std, -20.0, 20.0), self.mean.shape)
 
     def sample(self, key: PRNGKey) -> Array:
         """One action per batch entry, `[..., D]`; differentiable in the parameters."""
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
-        return self.mean + jnp.exp(self._clipped_log_std) * noise
+        return self.mean + jnp.exp(self.clipped_log_std) * noise
 
     def sample_and_log_prob(self, key: PRNGKey) -> tuple[Array, Array]:
         """An action `[..., D]` and its log-density `[...]`; differentiable in the parameters."""
@@ -127,13 +128,13 @@ class DiagGaussian(NamedTuple):
 
     def log_prob(self, action: Array) -> Array:
         """The log-density of `action [..., D]`, summed over the components."""
-        log_std = self._clipped_log_std
+        log_std = self.clipped_log_std
         z = _deviations(action - self.mean, log_std)
         return -(0.5 * z**2 + log_std + 0.5 * _LOG_2PI).sum(-1)
 
     def entropy(self) -> Array:
         """The differential entropy in nats: Σ log σ + ½ log 2πe."""
-        return (self._clipped_log_std + 0.5 * (_LOG_2PI + 1.0)).sum(-1)
+        return (self.clipped_log_std + 0.5 * (_LOG_2PI + 1.0)).sum(-1)
 
     def mode(self) -> Array:
         """The mean."""
@@ -141,7 +142,7 @@ class DiagGaussian(NamedTuple):
 
     def kl(self, other: "DiagGaussian") -> Array:
         """KL(self ‖ other) in nats: Σ log σ'/σ + (σ² + (μ − μ')²) / 2σ'² − ½."""
-        log_std, other_log_std = self._clipped_log_std, other._clipped_log_std
+        log_std, other_log_std = self.clipped_log_std, other.clipped_log_std
         log_ratio = log_std - other_log_std
         z = _deviations(self.mean - other.mean, other_log_std)
         # expm1 keeps the small differences that a trust region is made of
@@ -180,15 +181,26 @@ class TanhGaussian(NamedTuple):
 
     @property
     def _scale(self) -> Array:
-        low, high = jnp.asarray(self.low, self.mean.dtype), jnp.asarray(self.high, self.mean.dtype)
-        return jax.lax.stop_gradient(0.5 * (high - low))
+        return 0.5 * (self._high - self._low)
+
+    @property
+    def _low(self) -> Array:
+        return self._bound(self.low)
+
+    @property
+    def _high(self) -> Array:
+        return self._bound(self.high)
+
+    def _bound(self, bound: Numeric) -> Array:
+        bound = jnp.broadcast_to(jnp.asarray(bound, self.mean.dtype), self.mean.shape)
+        return jax.lax.stop_gradient(bound)
 
     def _squash(self, u: Array) -> Array:
-        return jnp.clip(self.low + self._scale * (jnp.tanh(u) + 1.0), self.low, self.high)
+        return jnp.clip(self._low + self._scale * (jnp.tanh(u) + 1.0), self._low, self._high)
 
     def _log_det(self, u: Array) -> Array:
         """Log of d action / d u, summed over the components."""
-        return (_log_tanh_slope(u) + jnp.broadcast_to(jnp.log(self._scale), u.shape)).sum(-1)
+        return (_log_tanh_slope(u) + jnp.log(self._scale)).sum(-1)
 
     def sample(self, key: PRNGKey) -> Array:
         """One action per batch entry, `[..., D]`, in [low, high]; differentiable in the parameters."""
@@ -206,21 +218,21 @@ class TanhGaussian(NamedTuple):
         finite. Where the sample is still at hand, `sample_and_log_prob` is exact and this is not.
         """
         inside = 1.0 - jnp.finfo(self.mean.dtype).eps
-        u = jnp.arctanh(jnp.clip((action - self.low) / self._scale - 1.0, -inside, inside))
+        u = jnp.arctanh(jnp.clip((action - self._low) / self._scale - 1.0, -inside, inside))
         return self.base.log_prob(u) - self._log_det(u)
 
     def entropy(self) -> Array:
         """The differential entropy in nats, by 64-point Gauss-Hermite quadrature per dimension.
 
         H = H(u) + E[log d action / d u]. No key, differentiable. The error per dimension is below 1e-6 nats
-        for σ ≤ 1.6, 1e-4 for σ ≤ e and 0.03 for σ ≤ e²; beyond, it is below 1 % of E|u|.
+        for σ ≤ 1.6, 1e-4 for σ ≤ e and 0.03 for σ ≤ e²; beyond, it is below 2.5 % of E|u|.
         """
-        log_std = self.base._clipped_log_std
+        log_std = self.base.clipped_log_std
         nodes, weights = (jnp.asarray(x, self.mean.dtype) for x in _QUADRATURE)
+        nodes = nodes.reshape((1,) * self.mean.ndim + nodes.shape)
         u = self.mean[..., None] + jnp.exp(log_std)[..., None] * nodes
-        slope = (_log_tanh_slope(u) * (weights / math.sqrt(2.0 * math.pi))).sum(-1)
-        log_scale = jnp.broadcast_to(jnp.log(self._scale), slope.shape)
-        return self.base.entropy() + (slope + log_scale).sum(-1)
+        slope = _log_tanh_slope(u) @ (weights / math.sqrt(2.0 * math.pi))
+        return self.base.entropy() + (slope + jnp.log(self._scale)).sum(-1)
 
     def mode(self) -> Array:
         """The squashed mean: what evaluation plays (the density itself may peak elsewhere)."""

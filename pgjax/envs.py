@@ -4,7 +4,6 @@ import difflib
 import inspect
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from pgjax.types import Array, Environment, PRNGKey
@@ -82,9 +81,10 @@ def make(name: str, **params: Any) -> tuple[Environment, Any]:
         raise ValueError(f"{name} is not available: {_REFUSED[name]}.")
     if name not in registration.registered_envs:
         raise ValueError(f"Unknown environment {name!r}. {_near(name, names())}")
-    factory = registration._registry[name]
-    arguments = set(inspect.signature(factory).parameters)
-    env, env_params = registration.make(name, **{k: v for k, v in params.items() if k in arguments})
+    env, env_params = registration.make(name)
+    arguments = set(inspect.signature(type(env)).parameters)
+    if arguments & set(params):
+        env, env_params = registration.make(name, **{k: v for k, v in params.items() if k in arguments})
     fields = getattr(env_params, "__dataclass_fields__", {})
     changes = {k: v for k, v in params.items() if k not in arguments}
     for key in changes:
@@ -124,8 +124,7 @@ def max_steps(env: Any, env_params: Any, default: int = 1000) -> int:
         Steps.
     """
     del env
-    limit = getattr(env_params, "max_steps_in_episode", default)
-    return default if isinstance(limit, jax.core.Tracer) else int(limit)
+    return int(getattr(env_params, "max_steps_in_episode", default))
 
 
 def _near(name: str, known: list[str]) -> str:

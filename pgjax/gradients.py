@@ -59,9 +59,7 @@ def score(apply: Apply, params: Params, obs: ArrayTree, action: Array) -> Any:
 
 
 @compiled("apply")
-def trajectory_log_prob(
-    apply: Apply, params: Params, traj: Transition, valid: Array | None = None
-) -> Array:
+def trajectory_log_prob(apply: Apply, params: Params, traj: Transition, valid: Array | None = None) -> Array:
     """The part of a trajectory's log-probability that depends on the policy.
 
         Σ_t log π_θ(a_t | s_t)
@@ -182,11 +180,11 @@ def _weighted_log_prob(
     """Σ_t log π Ψ, over the axes behind time."""
     log_prob = apply(params, traj.obs).log_prob(traj.action)
     chex.assert_equal_shape([log_prob, weight])
-    weighted = log_prob * weight
     if valid is not None:
         chex.assert_equal_shape([log_prob, valid])
-        weighted = jnp.where(valid, weighted, 0.0)
-    return weighted.sum(0)
+        weight = jnp.where(valid, weight, 0.0)  # both, so that nothing leaks out of the padding backwards
+        log_prob = jnp.where(valid, log_prob, 0.0)
+    return (log_prob * weight).sum(0)
 
 
 def _log_prob_rank(apply: Apply, params: Params, obs: ArrayTree, action: Array) -> int:

@@ -154,7 +154,8 @@ class TanhGaussianActor(nn.Module):
         mean = dense(len(self.low), 0.01)(features)
         raw = jnp.tanh(dense(len(self.low), 0.01)(features))
         log_std = self.log_std_min + 0.5 * (self.log_std_max - self.log_std_min) * (raw + 1.0)
-        return TanhGaussian(mean, log_std, jnp.asarray(self.low, mean.dtype), jnp.asarray(self.high, mean.dtype))
+        low, high = (jnp.broadcast_to(jnp.asarray(b, mean.dtype), mean.shape) for b in (self.low, self.high))
+        return TanhGaussian(mean, log_std, low, high)
 
 
 class Critic(nn.Module):
@@ -211,11 +212,24 @@ class ActorCritic(nn.Module):
         actor: observation (or features) -> Distribution.
         critic: observation (or features) -> value.
         torso: what both share.
+
+    Raises:
+        ValueError: if actor and critic hold the same torso object.
     """
 
     actor: Callable[[Any], Any]
     critic: Callable[[Any], Array]
     torso: Callable[[Any], Any] = features_as_they_are
+
+    def __post_init__(self) -> None:
+        torsos = [getattr(head, "torso", None) for head in (self.actor, self.critic)]
+        if isinstance(torsos[0], nn.Module) and torsos[0] is torsos[1]:
+            raise ValueError(
+                "Actor and critic were given the same torso object, and flax would share its parameters. "
+                "Give each a torso of its own, or share one on purpose: ActorCritic(actor, critic, torso) "
+                "with features_as_they_are as the torso of both heads."
+            )
+        super().__post_init__()
 
     def __call__(self, obs: ArrayTree) -> tuple[Any, Array]:
         """The distribution and the value at `obs`."""
@@ -246,8 +260,8 @@ class LinearSoftmax(nn.Module):
     Example:
         >>> import jax, jax.numpy as jnp
         >>> actor = LinearSoftmax(lambda obs: jnp.array([[3.0], [1.0]]))
-        >>> actor.apply({"params": {"theta": jnp.ones(1)}}, jnp.zeros(1)).probs.round(3)
-        Array([0.881, 0.119], dtype=float32)
+        >>> actor.apply({"params": {"theta": jnp.ones(1)}}, jnp.zeros(1)).probs.round(2)
+        Array([0.88, 0.12], dtype=float32)
     """
 
     features: FeatureFunction

@@ -19,12 +19,12 @@ class RunningMoments(NamedTuple):
     """Mean and variance of all that was seen, element by element.
 
     Attributes:
-        count: samples seen.
+        num_samples: float scalar, samples seen.
         mean: a pytree like one sample.
         variance: a pytree like one sample.
     """
 
-    count: Array
+    num_samples: Array
     mean: Any
     variance: Any
 
@@ -72,7 +72,7 @@ def update_moments(moments: RunningMoments, batch: ArrayTree) -> RunningMoments:
     first, first_mean = jax.tree.leaves(batch)[0], jax.tree.leaves(moments.mean)[0]
     axes = tuple(range(first.ndim - first_mean.ndim))
     added = float(first.size // max(first_mean.size, 1))
-    count = moments.count + added
+    count = moments.num_samples + added
     share = added / count
 
     def merge(mean: Array, variance: Array, x: Array) -> tuple[Array, Array]:
@@ -160,6 +160,13 @@ def update_reward_scaling(
 
     References:
         Engstrom et al. 2020, Implementation matters in deep policy gradients, appendix A.1.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> end = jnp.array([[False], [True]])
+        >>> scaling = update_reward_scaling(init_reward_scaling(1), jnp.ones((2, 1)), end, ~end & end, gamma=1.0)
+        >>> scaling.moments.mean, scaling.return_so_far
+        (Array(1.5, dtype=float32), Array([0.], dtype=float32))
     """
     so_far = return_so_far(reward, terminated, truncated, gamma=gamma, start=scaling.return_so_far)
     running = jnp.where(terminated[-1] | truncated[-1], 0.0, so_far[-1])

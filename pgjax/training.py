@@ -45,7 +45,12 @@ def init_progress(init_key: PRNGKey, algorithm: Algorithm[Any]) -> Progress:
 
 
 def advance(
-    run_key: PRNGKey, algorithm: Algorithm[Any], progress: Progress, start: Numeric, length: Numeric, size: int
+    run_key: PRNGKey,
+    algorithm: Algorithm[Any],
+    progress: Progress,
+    start: Numeric,
+    length: Numeric,
+    size: int,
 ) -> tuple[Progress, Metrics]:
     """Run some iterations; the one loop of the library.
 
@@ -79,9 +84,7 @@ def advance(
 
     shapes = jax.eval_shape(iteration, run_key, progress, jnp.asarray(start))[1]
     axis = 1 if batched else 0
-    buffer = jax.tree.map(
-        lambda m: jnp.zeros((*m.shape[:axis], size, *m.shape[axis:]), m.dtype), shapes
-    )
+    buffer = jax.tree.map(lambda m: jnp.zeros((*m.shape[:axis], size, *m.shape[axis:]), m.dtype), shapes)
 
     def body(offset: Array, loop: tuple[Progress, Metrics]) -> tuple[Progress, Metrics]:
         progress, metrics = iteration(run_key, loop[0], start + offset)

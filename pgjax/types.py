@@ -3,7 +3,15 @@
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from chex import Array, ArrayTree, Numeric, PRNGKey
+import jax
+
+Array: TypeAlias = jax.Array
+PRNGKey: TypeAlias = jax.Array
+Numeric: TypeAlias = jax.Array | float | int
+"""A number that may be traced: it can be mapped over and differentiated."""
+
+ArrayTree: TypeAlias = Any
+"""A pytree of arrays: an observation, say."""
 
 Params: TypeAlias = Any
 """A pytree of arrays; its structure belongs to the network that made it."""
@@ -93,7 +101,7 @@ class Distribution(Protocol):
         ...
 
     def log_prob(self, action: Array) -> Array:
-        """log π(action), over the batch axes."""
+        """Log π(action), over the batch axes."""
         ...
 
     def entropy(self) -> Array:

@@ -109,7 +109,7 @@ def make(
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         metrics |= stats.metrics() | {
             "env_steps": jnp.asarray(num_envs * num_steps, jnp.int32),
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "explained_variance": explained_variance(value, target),
         }
         return State(Learned(optax.apply_updates(params, updates), opt_state), env_carry), metrics

@@ -164,7 +164,7 @@ def make(
             optax.apply_updates(learned.critic_params, critic_updates),
             critic_opt_state,
         )
-        metrics |= {"value_loss": value_loss, "grad_norm": optax.global_norm(actor_gradient)}
+        metrics |= {"value_loss": value_loss, "grad_norm": optax.tree.norm(actor_gradient)}
         return State(learned, env_carry), metrics | stats.metrics()
 
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:

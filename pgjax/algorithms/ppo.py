@@ -246,7 +246,7 @@ def make(
             gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, learned.kl_coef)
             updates, new_opt_state = optimizer.update(gradient, opt_state, params)
             new = optax.apply_updates(params, updates), new_opt_state
-            metrics["grad_norm"] = optax.global_norm(gradient)
+            metrics["grad_norm"] = optax.tree.norm(gradient)
             if max_kl is not None:
                 stopped = stopped | (metrics["approx_kl"] > max_kl)
                 new = jax.tree.map(lambda n, o: jnp.where(stopped, o, n), new, (params, opt_state))

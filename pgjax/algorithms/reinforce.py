@@ -131,21 +131,22 @@ def make(
     def fit_critic(
         learned: Learned, traj: Transition, target: Array, valid: Array
     ) -> tuple[Learned, Metrics]:
-        if critic is None or critic_optimizer is None:
+        network, optimizer = critic, critic_optimizer
+        if network is None or optimizer is None:
             return learned, {}
 
         def loss(params: Any) -> Array:
-            return jnp.mean(squared_error_loss(critic.apply(params, traj.obs), target), where=valid)
+            return jnp.mean(squared_error_loss(network.apply(params, traj.obs), target), where=valid)
 
         def gradient_step(loop: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
             params, opt_state = loop
             value_loss, gradient = jax.value_and_grad(loss)(params)
-            updates, opt_state = critic_optimizer.update(gradient, opt_state, params)
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), value_loss
 
         loop = learned.critic_params, learned.critic_opt_state
         (params, opt_state), losses = jax.lax.scan(gradient_step, loop, length=num_critic_steps)
-        explained = explained_variance(critic.apply(learned.critic_params, traj.obs), target, valid)
+        explained = explained_variance(network.apply(learned.critic_params, traj.obs), target, valid)
         learned = learned._replace(critic_params=params, critic_opt_state=opt_state)
         return learned, {"value_loss": losses[0], "explained_variance": explained}
 
@@ -160,7 +161,9 @@ def make(
 
         traj, valid = rollout_episodes(key, policy, env, env_params, num_episodes, max_steps)
         to_go = reward_to_go(traj.reward, traj.terminated, traj.truncated, gamma=gamma)
-        psi = subtract_baseline(to_go, value(traj.obs), valid) if weight is None else weight(traj, valid, value)
+        psi = (
+            subtract_baseline(to_go, value(traj.obs), valid) if weight is None else weight(traj, valid, value)
+        )
         if discount_time:
             psi = psi * time_discount(traj.terminated, traj.truncated, gamma=gamma)
         gradient, metrics = jax.grad(actor_loss, has_aux=True)(learned.actor_params, traj, psi, valid)
@@ -170,7 +173,7 @@ def make(
             actor_params=optax.apply_updates(learned.actor_params, updates), actor_opt_state=opt_state
         )
         metrics |= critic_metrics | episode_stats(traj, valid).metrics()
-        metrics |= {"env_steps": valid.sum(dtype=jnp.int32), "grad_norm": optax.global_norm(gradient)}
+        metrics |= {"env_steps": valid.sum(dtype=jnp.int32), "grad_norm": optax.tree.norm(gradient)}
         return State(learned), metrics
 
     def act(key: PRNGKey, state: State, obs: ArrayTree) -> Array:

@@ -8,9 +8,7 @@ from pgjax.types import Array, Numeric
 
 
 @compiled()
-def td_error(
-    reward: Array, value: Array, next_value: Array, terminated: Array, *, gamma: Numeric
-) -> Array:
+def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, *, gamma: Numeric) -> Array:
     """The one-step advantage.
 
         δ_t = r_t + γ (1 − terminated_t) V(next_obs_t) − V(obs_t)
@@ -102,10 +100,14 @@ def standardize(x: Array, valid: Array | None = None) -> Array:
         Array([-1.,  1.], dtype=float32)
     """
     if valid is None:
-        return (x - x.mean()) / (x.std() + 1e-8)
-    x, valid = time_major(x, valid)
-    valid = jnp.broadcast_to(valid, x.shape)
-    x = jnp.where(valid, x, 0.0)
-    mean, deviation = x.mean(where=valid), x.std(where=valid)
-    any_valid = valid.any()
-    return jnp.where(valid & any_valid, (x - mean) / (deviation + 1e-8), 0.0)
+        centred = x - x.mean()
+        variance = jnp.square(centred).mean()
+    else:
+        x, valid = time_major(x, valid)
+        valid = jnp.broadcast_to(valid, x.shape)
+        count = jnp.maximum(valid.sum(), 1)
+        x = jnp.where(valid, x, 0.0)
+        centred = jnp.where(valid, x - x.sum() / count, 0.0)
+        variance = jnp.square(centred).sum() / count
+    varies = variance > 0  # the root has no derivative at 0
+    return jnp.where(varies, centred / (jnp.sqrt(jnp.where(varies, variance, 1.0)) + 1e-8), 0.0)

@@ -153,9 +153,7 @@ def optimal_baseline(
     summed = jax.tree.map(lambda s: s.sum(0, keepdims=True), scores)
     gradient = jax.tree.map(lambda s: (s * _trailing(weight, s)).sum(0, keepdims=True), scores)
     if per == "parameter":
-        return jax.tree.map(
-            lambda s, g: _ratio((s * g).mean((0, 1)), (s * s).mean((0, 1))), summed, gradient
-        )
+        return jax.tree.map(lambda s, g: _ratio((s * g).mean((0, 1)), (s * s).mean((0, 1))), summed, gradient)
     steps = summed if per == "trajectory" else scores
     cross = _inner(steps, gradient).mean(1, keepdims=True)
     square = _inner(steps, steps).mean(1, keepdims=True)
@@ -194,7 +192,7 @@ def linear_baseline(features: Array, reward_to_go: Array, valid: Array | None = 
     num_features = features.shape[-1]
     features = jnp.where(mask[..., None] > 0, features, 0.0)
     scale = jnp.sqrt((features**2).mean((0, 1)))
-    features = features / jnp.where(scale > 0, scale, 1.0)
+    features = features / jnp.where(scale > 0, scale, 1.0)[None, None]
     solution = jnp.linalg.lstsq(features.reshape(-1, num_features), weight.reshape(-1))[0]
     return features @ solution
 
@@ -245,8 +243,8 @@ def subtract_baseline(reward_to_go: Array, baseline: Array, valid: Array | None 
     """
     if valid is None:
         return reward_to_go - baseline
-    reward_to_go, baseline, valid = time_major(reward_to_go, baseline, valid)
-    return jnp.where(valid, reward_to_go - baseline, 0.0)
+    weight, valid = time_major(reward_to_go - baseline, valid)
+    return jnp.where(valid, weight, 0.0)
 
 
 def _masked(weight: Array, valid: Array | None) -> tuple[Array, Array]:
@@ -266,7 +264,7 @@ def _trailing(array: Array, like: Array) -> Array:
 def _inner(x: ArrayTree, y: ArrayTree) -> Array:
     """The inner product over the parameters, for every step and trajectory."""
     products = jax.tree.map(lambda a, b: (a * b).sum(tuple(range(2, a.ndim))), x, y)
-    return sum(jax.tree.leaves(products))
+    return jax.tree.reduce(jnp.add, products)
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:

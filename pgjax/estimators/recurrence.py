@@ -90,5 +90,5 @@ def _blocked_scan(x: Array, decay: Array, init: Array) -> Array:
     passed = _scan(jnp.zeros_like(x_blocks), decay_blocks, zeros + 1.0)
     first = _scan(local[0], passed[0], init)  # y at the first step of every block
     after = jnp.concatenate([first[1:], init[None]])
-    y = local + passed * after
+    y = local + passed * after[None]
     return y.swapaxes(0, 1).reshape(num_blocks * size, *x.shape[1:])[:length]

@@ -84,7 +84,7 @@ def reward_to_go(reward: Array, terminated: Array, truncated: Array, *, gamma: N
 def n_step_return(
     reward: Array, next_value: Array, terminated: Array, truncated: Array, *, gamma: Numeric, n: int
 ) -> Array:
-    """n rewards, then the critic.
+    """N rewards, then the critic.
 
         G_t = Σ_{k<n} γ^k r_{t+k} + γ^n V(next_obs_{t+n−1})
 
@@ -126,7 +126,7 @@ def n_step_return(
     # One backup is the map y -> shift + scale y of what comes after; a window of m backups is one as well.
     backup = (
         jnp.where(truncated, one_step, reward),
-        jnp.where(terminated | truncated, 0.0, jnp.asarray(gamma, reward.dtype)),
+        jnp.where(terminated | truncated, 0.0, gamma),
     )
     window = (jnp.zeros_like(reward), jnp.ones_like(reward))
     length, power, remaining = 0, 1, min(n, reward.shape[0]) - 1
@@ -219,9 +219,7 @@ def episode_time(terminated: Array, truncated: Array, *, start: Numeric = 0) -> 
 
 
 @compiled()
-def time_discount(
-    terminated: Array, truncated: Array, *, gamma: Numeric, start: Numeric = 0
-) -> Array:
+def time_discount(terminated: Array, truncated: Array, *, gamma: Numeric, start: Numeric = 0) -> Array:
     """γ^t, with t counted within the episode.
 
     In front of every term it makes the discounted estimator a gradient of the discounted objective;

@@ -1,0 +1,87 @@
+"""Scan, blocks or associative scan: time by length and batch, and error at T = 100,000.
+
+python benchmarks/recurrence.py
+"""
+
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pgjax.estimators.recurrence import _blocked_scan, _scan
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "recurrence.md"
+SIZES = [
+    (16, 16),
+    (128, 4),
+    (128, 64),
+    (128, 2048),
+    (1000, 64),
+    (4096, 16),
+    (10_000, 64),
+    (100_000, 1),
+    (100_000, 16),
+]
+
+
+def associative(x, decay, init):
+    y, passed = lax.associative_scan(
+        lambda later, now: (now[0] + now[1] * later[0], now[1] * later[1]), (x, decay), reverse=True
+    )
+    return y + passed * init
+
+
+FORMS = {"scan": _scan, "blocks": _blocked_scan, "associative": associative}
+
+
+def microseconds(form, *arguments):
+    run = jax.jit(form)
+    jax.block_until_ready(run(*arguments))
+    times = []
+    for _ in range(15):
+        begin = time.perf_counter()
+        jax.block_until_ready(run(*arguments))
+        times.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(times)
+
+
+def error(form, reward, gamma):
+    exact, later = np.zeros(len(reward)), 0.0
+    for t in reversed(range(len(reward))):
+        later = exact[t] = float(reward[t]) + float(np.float32(gamma)) * later
+    decay = jnp.full((len(reward), 1), gamma, jnp.float32)
+    found = jax.jit(form)(jnp.asarray(reward)[:, None], decay, jnp.zeros(1))[:, 0]
+    return np.abs(np.asarray(found) - exact).max() / np.abs(exact).max()
+
+
+def main() -> None:
+    lines = [f"# The reverse recurrence\n\njax {jax.__version__}, {jax.devices()[0].device_kind}, float32.\n"]
+    lines += ["| T | N | " + " | ".join(f"{f}, µs" for f in FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]
+    for length, batch in SIZES:
+        x = jax.random.normal(jax.random.key(0), (length, batch))
+        arguments = x, jnp.full_like(x, 0.99), jnp.zeros(batch)
+        times = [f"{microseconds(form, *arguments):.0f}" for form in FORMS.values()]
+        lines.append(f"| {length} | {batch} | " + " | ".join(times) + " |")
+    lines += ["\nLargest error over the largest value at T = 100,000:\n"]
+    lines += ["| reward | γ | " + " | ".join(FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]
+    rng, length = np.random.default_rng(0), 100_000
+    rewards = {
+        "constant 0.1": np.full(length, 0.1, np.float32),
+        "uniform on [0, 1]": rng.uniform(size=length).astype(np.float32),
+        "standard normal": rng.normal(size=length).astype(np.float32),
+    }
+    for name, reward in rewards.items():
+        for gamma in (0.9, 0.999, 1.0):
+            errors = [f"{error(form, reward, gamma):.1e}" for form in FORMS.values()]
+            lines.append(f"| {name} | {gamma} | " + " | ".join(errors) + " |")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

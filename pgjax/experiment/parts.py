@@ -1,0 +1,241 @@
+"""From plain data to what `make` takes: networks by size, optimizers and weights by name, checks."""
+
+import difflib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+
+from pgjax import envs, networks
+from pgjax.estimators.baselines import (
+    constant_baseline,
+    leave_one_out_baseline,
+    linear_baseline,
+    subtract_baseline,
+    time_baseline,
+    time_features,
+)
+from pgjax.estimators.returns import reward_to_go, total_return
+from pgjax.types import Array, Numeric, Transition
+
+
+class NetworkSpec(NamedTuple):
+    """Networks by size.
+
+    Attributes:
+        torso: "mlp", or "cnn" for images.
+        hidden: sizes of the dense layers; a CNN takes the first.
+        activation: between the layers.
+        channels: of the CNN's convolution.
+        shared: one torso for policy and value, where the algorithm takes one network.
+        log_std_init: initial log σ of a Gaussian policy.
+    """
+
+    torso: Literal["mlp", "cnn"] = "mlp"
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
+    channels: int = 16
+    shared: bool = False
+    log_std_init: float = 0.0
+
+
+class OptimizerSpec(NamedTuple):
+    """An optax optimizer by name.
+
+    Attributes:
+        name: adam, rmsprop or sgd.
+        learning_rate: at the start.
+        eps: added to the denominator (adam, rmsprop).
+        decay: of the average of squares (rmsprop).
+        max_grad_norm: gradients are clipped to this global norm; None: not at all.
+        schedule: "linear" takes the rate to 0 at the last gradient step of the run.
+    """
+
+    name: Literal["adam", "rmsprop", "sgd"] = "adam"
+    learning_rate: float = 3e-4
+    eps: float = 1e-5
+    decay: float = 0.99
+    max_grad_norm: float | None = 0.5
+    schedule: Literal["constant", "linear"] = "constant"
+
+
+def _weight(baseline: Callable[[Transition, Array, Array], Array]) -> Callable[[Numeric], Any]:
+    """REINFORCE's weight: the reward-to-go minus a baseline of `(traj, reward_to_go, valid)`."""
+
+    def with_gamma(gamma: Numeric) -> Any:
+        def weight(traj: Transition, valid: Array, value: Any) -> Array:
+            del value
+            to_go = reward_to_go(traj.reward, traj.terminated, traj.truncated, gamma=gamma)
+            return subtract_baseline(to_go, baseline(traj, to_go, valid), valid)
+
+        return weight
+
+    return with_gamma
+
+
+# REINFORCE's Ψ by name, for a given γ; None is the algorithm's own: reward-to-go minus the learned critic.
+WEIGHTS: dict[str, Callable[[Numeric], Any]] = {
+    "critic": lambda gamma: None,
+    "total_return": lambda gamma: lambda traj, valid, value: total_return(traj.reward, valid),
+    "reward_to_go": _weight(lambda traj, to_go, valid: 0.0 * to_go),
+    "constant": _weight(lambda traj, to_go, valid: constant_baseline(to_go, valid)),
+    "time": _weight(lambda traj, to_go, valid: time_baseline(to_go, valid)),
+    "leave_one_out": _weight(lambda traj, to_go, valid: leave_one_out_baseline(to_go, valid)),
+    "linear": _weight(
+        lambda traj, to_go, valid: linear_baseline(time_features(jnp.asarray(traj.obs)), to_go, valid)
+    ),
+}
+
+# Ranges of concrete values: (lowest, highest, whether the lowest itself will do).
+_RANGES: dict[str, tuple[float, float, bool]] = {
+    **dict.fromkeys(("gamma", "lambda_", "decay"), (0.0, 1.0, True)),
+    **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps"), (0.0, math.inf, True)),
+    **dict.fromkeys(("clip_eps", "value_clip_eps", "obs_clip", "reward_clip"), (0.0, math.inf, False)),
+    **dict.fromkeys(("max_kl", "kl_target", "learning_rate", "max_grad_norm"), (0.0, math.inf, False)),
+    "num_critic_steps": (0, math.inf, True),
+}
+_SIZES = ("num_", "max_steps", "steps", "hidden", "channels")
+
+_CHOICES = {
+    "weight": list(WEIGHTS),
+    "torso": ["mlp", "cnn"],
+    "activation": ["tanh", "relu", "elu", "gelu", "silu"],
+    "name": ["adam", "rmsprop", "sgd"],
+    "schedule": ["constant", "linear"],
+}
+
+
+def make_networks(
+    spec: NetworkSpec, name: str, env: Any, env_params: Any, *, all_action: bool
+) -> dict[str, Any]:
+    """Every network that some `make` asks for, by the name it asks with.
+
+    Args:
+        spec: the sizes.
+        name: the environment's, for messages.
+        env: the environment.
+        env_params: its parameters.
+        all_action: whether the critic is one of action values.
+
+    Returns:
+        `network`, `actor` and `critic`.
+
+    Raises:
+        ValueError: if the networks do not fit the environment's spaces.
+    """
+    action_space = env.action_space(env_params)
+    # The space that an environment declares is not always the shape that it returns.
+    obs = jax.eval_shape(env.reset, jax.random.key(0), env_params)[0]
+    activation = getattr(jax.nn, spec.activation)
+    if spec.torso == "cnn" and not spec.hidden:
+        raise ValueError("network.hidden needs a size for a CNN.")
+    if spec.torso == "cnn":
+        if obs.ndim != 3:
+            raise ValueError(
+                f'A CNN needs images, but {name} shows an array of shape {obs.shape}: use the torso "mlp".'
+            )
+        torso = networks.CNN(spec.channels, spec.hidden[0], activation)
+    else:
+        num_states = getattr(env.observation_space(env_params), "n", 0) if obs.ndim == 0 else 0
+        torso = networks.MLP(spec.hidden, activation, obs.ndim, num_states)
+    discrete = envs.is_discrete(action_space)
+    if all_action and not discrete:
+        raise ValueError(
+            f"all_action sums over a finite number of actions, but those of {name} are "
+            "continuous: leave it off."
+        )
+
+    def actor(torso: Any) -> Any:
+        if discrete:
+            return networks.CategoricalActor(int(action_space.n), torso)
+        return networks.GaussianActor(math.prod(action_space.shape), torso, spec.log_std_init)
+
+    own = torso.clone()  # the same object in both heads would share its parameters
+    critic = networks.QNetwork(int(action_space.n), own) if all_action else networks.Critic(own)
+    if spec.shared:
+        heads = networks.features_as_they_are
+        together = networks.ActorCritic(actor(heads), networks.Critic(heads), torso)
+    else:
+        together = networks.ActorCritic(actor(torso), networks.Critic(own))
+    return {"network": together, "actor": actor(torso), "critic": critic}
+
+
+def make_optimizer(spec: OptimizerSpec, num_updates: int | None) -> optax.GradientTransformation:
+    """An optax optimizer.
+
+    Args:
+        spec: which, its numbers traced or not.
+        num_updates: gradient steps until a rate of 0; None for a constant rate.
+
+    Returns:
+        The optimizer, clipping included.
+    """
+    rate: Any = spec.learning_rate
+    if num_updates is not None:
+        rate = optax.linear_schedule(spec.learning_rate, 0.0, num_updates)
+    if spec.name == "adam":
+        step = optax.adam(rate, eps=spec.eps)
+    elif spec.name == "rmsprop":
+        step = optax.rmsprop(rate, decay=spec.decay, eps=spec.eps, eps_in_sqrt=False)
+    else:
+        step = optax.sgd(rate)
+    return (
+        step
+        if spec.max_grad_norm is None
+        else optax.chain(optax.clip_by_global_norm(spec.max_grad_norm), step)
+    )
+
+
+def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
+    """Check concrete values; what is traced or None passes.
+
+    Args:
+        values: names, with the optimizer's name and a dot in front where there is one, and values.
+
+    Raises:
+        ValueError: for the first that is out of its range.
+    """
+    for name, value in values:
+        field = name.rpartition(".")[2]
+        if value is None or isinstance(value, Tracer):
+            continue
+        if field in _CHOICES:
+            check_known(name, value, _CHOICES[field])
+        low, high, inclusive = _range(field)
+        if isinstance(value, bool | str) or (low <= value <= high if inclusive else low < value <= high):
+            continue
+        bound = f"{'at least' if inclusive else 'above'} {low:g}"
+        raise ValueError(
+            f"{name} must be {f'between {low:g} and {high:g}' if high < math.inf else bound}, got {value}."
+        )
+
+
+def _range(field: str) -> tuple[float, float, bool]:
+    if field in _RANGES:
+        return _RANGES[field]
+    return (1, math.inf, True) if field.startswith(_SIZES) else (-math.inf, math.inf, True)
+
+
+def check_known(what: str, name: str, known: list[str]) -> None:
+    """Check a name against those there are.
+
+    Args:
+        what: it names.
+        name: the name.
+        known: all that there are.
+
+    Raises:
+        ValueError: if it is not among them; near matches are listed.
+    """
+    if name in known:
+        return
+    lowered = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.5)
+    hint = (
+        "Did you mean " + " or ".join(lowered[n] for n in near) if near else "Known are " + ", ".join(known)
+    )
+    raise ValueError(f"Unknown {what} {name!r}. {hint}{'?' if near else '.'}")

@@ -1,0 +1,392 @@
+"""Settings as plain data, and the way from them to an algorithm.
+
+A `Preset` is what the command, `config.json`, evaluation and sweeps share. Its `Numeric` values, `hyper`,
+may be traced, so that `build` can be called inside jit and mapped over a grid; everything else is static.
+"""
+
+# ruff: noqa: C408 - the table reads like calls of `change`, keyword by keyword
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias, get_args
+
+from pgjax import algorithms, envs
+from pgjax.experiment.parts import (
+    WEIGHTS,
+    NetworkSpec,
+    OptimizerSpec,
+    check_known,
+    check_ranges,
+    make_networks,
+    make_optimizer,
+)
+from pgjax.types import Algorithm, Environment, Numeric
+
+Hyper: TypeAlias = dict[str, dict[str, Any]]
+"""The `Numeric` values of a preset: `{"options": {...}, "<optimizer>": {...}}`."""
+
+
+class Preset(NamedTuple):
+    """One run's settings as plain data.
+
+    Attributes:
+        algorithm: name of a module in `pgjax.algorithms`.
+        environment: name of an environment.
+        env_params: what differs from the environment's defaults.
+        steps: environment steps, the horizon of learning-rate schedules.
+        network: sizes.
+        optimizers: by the name of `make`'s parameter.
+        options: every keyword option of `make`.
+    """
+
+    algorithm: str
+    environment: str
+    env_params: dict[str, Any]
+    steps: int
+    network: NetworkSpec
+    optimizers: dict[str, OptimizerSpec]
+    options: dict[str, Any]
+
+
+# What each algorithm does anywhere. Options that are not named have `make`'s own default.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "ppo": dict(optimizer=dict(learning_rate=2.5e-4, schedule="linear"), num_envs=8),
+    "a2c": dict(
+        optimizer=dict(name="rmsprop", learning_rate=7e-4, schedule="linear"),
+    ),
+    "reinforce": dict(
+        actor_optimizer=dict(learning_rate=3e-3, max_grad_norm=None),
+        critic_optimizer=dict(learning_rate=3e-3, max_grad_norm=None),
+        weight="critic",
+        num_critic_steps=20,
+        max_steps=None,
+    ),
+    "actor_critic": dict(
+        actor_optimizer=dict(learning_rate=3e-4, schedule="linear"),
+        critic_optimizer=dict(learning_rate=1e-3, schedule="linear"),
+        entropy_coef=0.01,
+    ),
+}
+
+_PPO_CONTINUOUS = dict(normalize_obs=True, normalize_reward=True, entropy_coef=0.0, num_epochs=10)
+_MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
+_MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
+
+# What is different where.
+TUNED: dict[tuple[str, str], dict[str, Any]] = {
+    ("ppo", "CartPole-v1"): dict(),
+    ("ppo", "Acrobot-v1"): dict(normalize_obs=True, optimizer=dict(learning_rate=1e-3)),
+    ("ppo", "Pendulum-v1"): _PPO_CONTINUOUS
+    | dict(num_envs=4, num_steps=512, num_minibatches=32, optimizer=dict(learning_rate=3e-4)),
+    ("ppo", "MountainCarContinuous-v0"): _PPO_CONTINUOUS
+    | dict(num_envs=16, num_steps=256, num_minibatches=16, gamma=0.999, entropy_coef=0.005),
+    ("ppo", "Catch-bsuite"): dict(steps=200_000, num_envs=16, num_steps=32),
+    ("ppo", "Breakout-MinAtar"): _MINATAR | dict(num_envs=64, num_minibatches=8),
+    ("a2c", "CartPole-v1"): dict(),
+    ("a2c", "Acrobot-v1"): dict(num_envs=16),
+    ("a2c", "Pendulum-v1"): dict(num_steps=8, gamma=0.9, lambda_=0.9, normalize_advantage=True),
+    ("a2c", "MountainCarContinuous-v0"): dict(num_steps=32, lambda_=0.95, normalize_advantage=True),
+    ("a2c", "Catch-bsuite"): dict(steps=200_000),
+    ("a2c", "Breakout-MinAtar"): _MINATAR | dict(num_envs=64, entropy_coef=0.01),
+    ("reinforce", "CartPole-v1"): dict(),
+    ("reinforce", "Acrobot-v1"): dict(),
+    ("reinforce", "Pendulum-v1"): dict(num_episodes=16, gamma=0.9, actor_optimizer=dict(learning_rate=1e-3)),
+    ("reinforce", "MountainCarContinuous-v0"): dict(num_episodes=4),
+    # gymnax limits Catch at 1000 steps, but the ball is down after nine
+    ("reinforce", "Catch-bsuite"): dict(steps=200_000, num_episodes=32, max_steps=10),
+    ("reinforce", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_episodes=32),
+    ("actor_critic", "CartPole-v1"): dict(),
+    ("actor_critic", "Acrobot-v1"): dict(),
+    ("actor_critic", "Pendulum-v1"): dict(gamma=0.9, entropy_coef=0.0),
+    ("actor_critic", "MountainCarContinuous-v0"): dict(entropy_coef=0.0),
+    ("actor_critic", "Catch-bsuite"): dict(steps=200_000),
+    ("actor_critic", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
+}
+
+# Environment steps of one iteration, at most, and its gradient steps; None where the steps are not fixed.
+_ITERATION: dict[str, Callable[[dict[str, Any]], tuple[int, int | None]]] = {
+    "ppo": lambda o: (o["num_envs"] * o["num_steps"], o["num_epochs"] * o["num_minibatches"]),
+    "a2c": lambda o: (o["num_envs"] * o["num_steps"], 1),
+    "actor_critic": lambda o: (o["num_envs"] * o["num_updates"], o["num_updates"]),
+    "reinforce": lambda o: (o["num_episodes"] * o["max_steps"], None),
+}
+
+
+def algorithm_names() -> list[str]:
+    """The algorithms there are.
+
+    Returns:
+        Names, sorted.
+    """
+    return sorted(module.name for module in pkgutil.iter_modules(algorithms.__path__))
+
+
+def make_function(algorithm: str) -> Callable[..., Algorithm[Any]]:
+    """An algorithm's `make`.
+
+    Args:
+        algorithm: its name.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: if there is no such algorithm.
+    """
+    check_known("algorithm", algorithm, algorithm_names())
+    return importlib.import_module(f"pgjax.algorithms.{algorithm}").make
+
+
+def keyword_options(algorithm: str) -> dict[str, inspect.Parameter]:
+    """The keyword options of an algorithm's `make`.
+
+    Args:
+        algorithm: its name.
+
+    Returns:
+        Parameters by name, in order.
+    """
+    parameters = inspect.signature(make_function(algorithm)).parameters
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def is_numeric(option: inspect.Parameter) -> bool:
+    """Whether an option may be traced.
+
+    Args:
+        option: of `keyword_options`.
+
+    Returns:
+        True if it is annotated `Numeric`, or that or None.
+    """
+    return set(get_args(Numeric)) <= set(get_args(option.annotation))
+
+
+def preset(algorithm: str, environment: str, **changes: Any) -> Preset:
+    """The settings for an algorithm in an environment, with changes.
+
+    Args:
+        algorithm: its name.
+        environment: its name; one that the table does not know gets the algorithm's defaults.
+        **changes: as in `change`.
+
+    Returns:
+        The settings, every option of `make` spelled out.
+
+    Raises:
+        ValueError: if a name is unknown.
+    """
+    make_parameters = inspect.signature(make_function(algorithm)).parameters
+    if environment not in envs.names():
+        envs.make(environment)  # knows why not
+    base = Preset(
+        algorithm=algorithm,
+        environment=environment,
+        env_params={},
+        steps=500_000,
+        network=NetworkSpec(),
+        optimizers={name: OptimizerSpec() for name in make_parameters if name.endswith("optimizer")},
+        options={name: p.default for name, p in keyword_options(algorithm).items()},
+    )
+    base = change(base, **DEFAULTS.get(algorithm, {}))
+    return change(change(base, **TUNED.get((algorithm, environment), {})), **changes)
+
+
+def change(preset: Preset, **changes: Any) -> Preset:
+    """The same settings but for some.
+
+    Args:
+        preset: the settings.
+        **changes: any option of `make`; `steps`; `env_params`, `network` or an optimizer by name, each a
+            dict of what to change in it.
+
+    Returns:
+        The new settings.
+
+    Raises:
+        ValueError: if a name is unknown.
+
+    Example:
+        >>> change(preset("ppo", "CartPole-v1"), clip_eps=0.1, optimizer=dict(eps=1e-8)).options["clip_eps"]
+        0.1
+    """
+    for name, value in changes.items():
+        if name == "steps":
+            preset = preset._replace(steps=value)
+        elif name == "env_params":
+            preset = preset._replace(env_params=preset.env_params | dict(value))
+        elif name == "network":
+            preset = preset._replace(network=_replace_fields("network", preset.network, value))
+        elif name in preset.optimizers:
+            spec = _replace_fields(name, preset.optimizers[name], value)
+            preset = preset._replace(optimizers=preset.optimizers | {name: spec})
+        else:
+            known = [*preset.options, *preset.optimizers, "steps", "env_params", "network"]
+            check_known(f"option of {preset.algorithm}", name, known)
+            preset = preset._replace(options=preset.options | {name: value})
+    return preset
+
+
+def iteration_size(preset: Preset) -> tuple[int, int | None]:
+    """How much one iteration does.
+
+    Args:
+        preset: the settings.
+
+    Returns:
+        Its environment steps and its gradient steps; where the number of steps is not fixed (whole
+        episodes), the most there can be, and None.
+    """
+    return _ITERATION[preset.algorithm](_with_max_steps(preset, *environment(preset)))
+
+
+def to_json(preset: Preset) -> dict[str, Any]:
+    """The settings as JSON takes them.
+
+    Args:
+        preset: the settings.
+
+    Returns:
+        Dicts, lists, numbers, strings; infinities and NaN as strings, which JSON has no numbers for.
+    """
+    data = preset._asdict() | {
+        "network": preset.network._asdict(),
+        "optimizers": {name: spec._asdict() for name, spec in preset.optimizers.items()},
+    }
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return plain(data)
+
+
+def from_json(data: Mapping[str, Any]) -> Preset:
+    """The reverse of `to_json`.
+
+    Args:
+        data: from `to_json`.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: if something is missing or unknown.
+    """
+    missing = [name for name in Preset._fields if name not in data]
+    if missing:
+        raise ValueError(f"The settings lack {', '.join(missing)}.")
+
+    def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: float(v) if v in ("inf", "-inf", "nan") else v for k, v in values.items()}
+
+    sections: dict[str, Any] = {"network": data["network"] | {"hidden": tuple(data["network"]["hidden"])}}
+    sections |= {name: numbers(values) for name, values in data["optimizers"].items()}
+    return preset(
+        data["algorithm"],
+        data["environment"],
+        steps=data["steps"],
+        env_params=data["env_params"],
+        **sections,
+        **numbers(data["options"]),
+    )
+
+
+def hyper(preset: Preset) -> Hyper:
+    """The values that may be traced.
+
+    Args:
+        preset: the settings.
+
+    Returns:
+        A pytree of floats for `build`; options that are None are not in it.
+    """
+    values = {
+        name: float(preset.options[name])
+        for name, option in keyword_options(preset.algorithm).items()
+        if is_numeric(option) and preset.options[name] is not None
+    }
+    return {"options": values} | {
+        name: {k: v for k, v in spec._asdict().items() if isinstance(v, float)}
+        for name, spec in preset.optimizers.items()
+    }
+
+
+def build(preset: Preset, hyper: Hyper | None = None) -> Algorithm[Any]:
+    """From data to an algorithm; may be called inside jit.
+
+    Args:
+        preset: the settings.
+        hyper: values in place of the preset's own, traced or not, such as `hyper(preset)` gives.
+
+    Returns:
+        The algorithm.
+
+    Raises:
+        ValueError: if a size or a concrete value is out of its range, or if the algorithm and the
+            environment do not fit together.
+    """
+    hyper = hyper or {}
+    options = preset.options | hyper.get("options", {})
+    specs = {name: spec._replace(**hyper.get(name, {})) for name, spec in preset.optimizers.items()}
+    check_ranges({"steps": preset.steps, **options}.items())
+    check_ranges(("network.hidden", size) for size in preset.network.hidden)
+    for name, spec in {"network": preset.network, **specs}.items():
+        check_ranges((f"{name}.{k}", v) for k, v in spec._asdict().items() if k != "hidden")
+    env, env_params = environment(preset)
+    options = _with_max_steps(preset._replace(options=options), env, env_params)
+    all_action = options.get("all_action", False)
+    parts = make_networks(preset.network, preset.environment, env, env_params, all_action=all_action)
+    parts |= {name: make_optimizer(spec, _horizon(preset, name, spec)) for name, spec in specs.items()}
+    if "weight" in options:
+        if options["weight"] != "critic":
+            parts["critic"] = parts["critic_optimizer"] = None
+        options["weight"] = WEIGHTS[options["weight"]](options["gamma"])
+    make = make_function(preset.algorithm)
+    wanted = inspect.signature(make).parameters
+    return make(env, env_params, **{k: v for k, v in parts.items() if k in wanted}, **options)
+
+
+def environment(preset: Preset) -> tuple[Environment, Any]:
+    """The environment of the settings.
+
+    Args:
+        preset: the settings.
+
+    Returns:
+        The environment and its parameters.
+
+    Raises:
+        ValueError: if its name or a parameter is unknown.
+    """
+    return envs.make(preset.environment, **preset.env_params)
+
+
+def _with_max_steps(preset: Preset, env: Any, env_params: Any) -> dict[str, Any]:
+    """The options, `max_steps` of None being the environment's own limit."""
+    if preset.options.get("max_steps", 0) is not None:
+        return preset.options
+    return preset.options | {"max_steps": envs.max_steps(env, env_params)}
+
+
+def _horizon(preset: Preset, name: str, spec: OptimizerSpec) -> int | None:
+    """Gradient steps in the whole run, for a schedule; None where the rate is constant."""
+    if spec.schedule == "constant":
+        return None
+    num_steps, num_updates = iteration_size(preset)
+    if num_updates is None:
+        raise ValueError(
+            f"{preset.algorithm} has no fixed number of gradient steps: set {name}.schedule to constant."
+        )
+    return math.ceil(preset.steps / num_steps) * num_updates
+
+
+def _replace_fields(name: str, spec: Any, values: Mapping[str, Any]) -> Any:
+    for field in values:
+        check_known(f"option of {name}", field, list(spec._fields))
+    return spec._replace(**values)

@@ -1,0 +1,32 @@
+"""Strict numerics for every test, and what several of them share."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The x64 fixture holds for all examples of a test alike, so a fixture beside `given` is no mistake here.
+settings.register_profile(
+    "pgjax",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("pgjax")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng():
+    """The same random numbers for every test that asks."""
+    return np.random.default_rng(0)

@@ -1,0 +1,407 @@
+"""One table of promises, kept by every algorithm, and what is special to each."""
+
+import functools
+import inspect
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import probe_envs
+import pytest
+from zoo import CARTPOLE, ZOO, adam, categorical, critic, separate
+
+import pgjax
+from pgjax import networks
+from pgjax.algorithms import a2c, actor_critic, ppo, reinforce
+from pgjax.training import Progress, advance, init_progress, split_run_key
+from pgjax.types import Algorithm
+
+KEY = jax.random.key(0)
+ALGORITHMS = sorted(ZOO)
+MODULES = [a2c, actor_critic, ppo, reinforce]
+
+
+@functools.cache
+def compiled(name):
+    """The algorithm, its init and its step, compiled once for all tests."""
+    algorithm = ZOO[name]()
+    return algorithm, jax.jit(algorithm.init), jax.jit(algorithm.step)
+
+
+@functools.cache
+def run(name):
+    """Keys of three seeds, and `(keys, progress, start, length) -> (progress, metrics)` in one program."""
+    algorithm = compiled(name)[0]
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
+    init_keys, run_keys = split_run_key(keys)
+    start = jax.jit(lambda keys: init_progress(keys, algorithm))(init_keys)
+    chunk = jax.jit(lambda progress, start, length: advance(run_keys, algorithm, progress, start, length, 4))
+    return keys, start, chunk
+
+
+def avals(tree):
+    return jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), tree)
+
+
+class TestConformance:
+    @pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__.split(".")[-1])
+    def test_make_has_the_promised_signature(self, module):
+        signature = inspect.signature(module.make)
+        names = list(signature.parameters)
+        assert names[:2] == ["env", "env_params"]
+        kinds = [p.kind for p in signature.parameters.values()]
+        optional = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+        assert kinds == sorted(kinds)
+        assert all(p.default is not p.empty for p in optional)
+        assert issubclass(inspect.get_annotations(module.State)["learned"], tuple)
+
+    def test_the_table_knows_every_algorithm(self):
+        files = {p.stem for p in pathlib.Path(ppo.__file__).parent.glob("*.py")} - {"__init__"}
+        assert files == {m.__name__.split(".")[-1] for m in MODULES}
+        assert files == {name.replace("actor-critic", "actor_critic").split("-")[0] for name in ZOO}
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_shapes_and_dtypes_are_stable(self, name):
+        algorithm, init, step = compiled(name)
+        assert isinstance(algorithm, Algorithm)
+        state = jax.eval_shape(init, KEY)
+        after, metrics = jax.eval_shape(step, KEY, state)
+        assert avals(after) == avals(state)
+        assert all(m.shape == () for m in metrics.values())
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_the_second_step_compiles_nothing_and_learns(self, name):
+        _, init, step = compiled(name)
+        state = init(KEY)
+        once, _ = step(jax.random.key(1), state)
+        twice, metrics = step(jax.random.key(2), once)
+        assert step._cache_size() == 1
+        chex.assert_tree_all_finite((twice.learned, metrics))
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.learned, twice.learned)
+        assert any(jax.tree.leaves(moved))
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_every_iteration_reports_steps_and_episodes(self, name):
+        _, init, step = compiled(name)
+        _, metrics = step(KEY, init(KEY))
+        always = {"env_steps", "episodes", "episode_return_sum", "episode_length_sum"}
+        assert always | {"policy_loss", "entropy", "grad_norm"} <= set(metrics)
+        assert metrics["env_steps"] > 0
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_in_pieces_as_in_one(self, name):
+        _, start, chunk = run(name)
+        whole, metrics = chunk(start, 0, 4)
+        half, first = chunk(start, 0, 3)
+        pieces, second = chunk(half, 3, 1)
+        assert chunk._cache_size() == 1
+        chex.assert_trees_all_equal(pieces, whole)
+        for m, a, b in zip(*(jax.tree.leaves(x) for x in (metrics, first, second)), strict=True):
+            np.testing.assert_array_equal(m, jnp.concatenate([a[:, :3], b[:, :1]], 1))
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_a_seed_among_others_is_the_seed_alone(self, name):
+        """One iteration from the same state, to rounding; later chaos does the rest."""
+        keys, start, chunk = run(name)
+        algorithm, _, step = compiled(name)
+        together, _ = chunk(start, 0, 1)
+        run_key = split_run_key(keys[2])[1]
+        alone, _ = step(jax.random.fold_in(run_key, 0), jax.tree.map(lambda x: x[2], start.state))
+        both = jax.tree.map(lambda x: x[2], together.state.learned), alone.learned
+        chex.assert_trees_all_close(*both, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_seeds_differ(self, name):
+        _, start, chunk = run(name)
+        learned = jax.tree.leaves(chunk(start, 0, 1)[0].state.learned)
+        assert any(not np.allclose(x[0], x[1]) for x in learned)
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_hyper_parameters_can_be_mapped_over(self, name):
+        def learned(learning_rate, gamma):
+            algorithm = ZOO[name](learning_rate=learning_rate, gamma=gamma)
+            state = jax.eval_shape(algorithm.init, KEY)
+            state = jax.tree.map(lambda x: jnp.full(x.shape, 0.1, x.dtype), state)
+            return jax.eval_shape(algorithm.step, KEY, state)
+
+        jax.eval_shape(jax.vmap(learned), jnp.array([1e-3, 1e-2]), jnp.array([0.9, 0.99]))
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_lowers_for_all_platforms(self, name):
+        algorithm = compiled(name)[0]
+        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        state = jax.eval_shape(algorithm.init, KEY)
+        step = jax.jit(lambda key, state: algorithm.step(jax.random.wrap_key_data(key), state))
+        exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(key, state)
+        assert exported.platforms == ("cpu", "cuda", "tpu")
+
+    @pytest.mark.parametrize("name", ALGORITHMS)
+    def test_act_is_deterministic_and_takes_a_batch(self, name):
+        algorithm, init, _ = compiled(name)
+        state = init(KEY)
+        env, env_params = CARTPOLE if "continuous" not in name and "squashed" not in name else _pendulum()
+        obs = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(KEY, 5), env_params)[0]
+        first, second = (algorithm.act(k, state, obs) for k in jax.random.split(KEY))
+        assert first.shape[0] == 5
+        np.testing.assert_array_equal(first, second)
+
+
+def _pendulum():
+    from zoo import PENDULUM
+
+    return PENDULUM
+
+
+class TestKeys:
+    @pytest.mark.parametrize("name", ["ppo", "ppo-continuous", "a2c", "reinforce-critic", "actor-critic"])
+    def test_no_key_of_a_run_is_used_twice(self, name):
+        """A generator that writes down which key is split and which is drawn from, and how often."""
+        used: list[tuple[int, ...]] = []
+        threefry = jax.extend.random.threefry_prng_impl
+
+        def note(key):
+            used.append(tuple(np.asarray(key).tolist()))
+
+        def split(key, shape):
+            jax.debug.callback(note, key)
+            return threefry.split(key, shape)
+
+        def draw(key, bit_width, shape):
+            jax.debug.callback(note, key)
+            return threefry.random_bits(key, bit_width, shape)
+
+        recording = jax.extend.random.define_prng_impl(
+            key_shape=(2,),
+            seed=threefry.seed,
+            split=split,
+            random_bits=draw,
+            fold_in=threefry.fold_in,
+            name=f"recording_{name}",
+        )
+        algorithm = ZOO[name]()
+        jax.block_until_ready(pgjax.train(jax.random.key(7, impl=recording), algorithm, 2))
+        jax.effects_barrier()
+        assert len(used) > 20
+        assert len(set(used)) == len(used)
+
+    def test_evaluation_does_not_touch_the_training_stream(self):
+        """A state holds no key: what evaluation draws cannot change what training draws."""
+        for name in ALGORITHMS:
+            leaves = jax.tree.leaves(jax.eval_shape(compiled(name)[1], KEY))
+            assert not any(jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in leaves)
+            assert not any(x.dtype == jnp.uint32 for x in leaves)
+
+
+class TestIdentities:
+    def test_the_first_update_of_ppo_is_that_of_a2c(self):
+        """One epoch, one minibatch, ratio 1: clipping and the importance weight do nothing."""
+        options = {"num_envs": 4, "num_steps": 6, "gamma": 0.9, "lambda_": 0.8, "entropy_coef": 0.02}
+        network, optimizer = separate(), optax.sgd(0.1)
+        whole = {"num_epochs": 1, "num_minibatches": 1, "normalize_advantage": False}
+        by_ppo = ppo.make(*CARTPOLE, network, optimizer, **options, **whole)
+        by_a2c = a2c.make(*CARTPOLE, network, optimizer, **options)
+        start = jax.jit(by_a2c.init)(KEY)
+        learned = ppo.Learned(*start.learned, None, None, None)
+        ppo_state, _ = jax.jit(by_ppo.step)(KEY, ppo.State(learned, start.env_carry, jnp.int32(0)))
+        a2c_state, _ = jax.jit(by_a2c.step)(jax.random.split(KEY)[0], start)
+        chex.assert_trees_all_close(ppo_state.learned.params, a2c_state.learned.params, rtol=1e-5, atol=1e-7)
+
+    def test_the_minibatches_of_ppo_do_not_depend_on_time_before_environments(self):
+        """Shards hold whole environments, so a shard's samples come from its own environments alone."""
+        owner = jnp.broadcast_to(jnp.arange(4), (8, 4))
+        shards = pgjax.to_shards(owner, 2)
+        np.testing.assert_array_equal(jnp.unique(shards[0]), [0, 1])
+        np.testing.assert_array_equal(jnp.unique(shards[1]), [2, 3])
+
+    def test_reinforce_follows_the_policy_gradient(self):
+        """With plain ascent at rate 1 the change of the parameters is the estimator's value."""
+        actor = categorical()
+        weight = lambda traj, valid, value: pgjax.total_return(traj.reward, valid)  # noqa: E731
+        options = {"weight": weight, "num_episodes": 4, "max_steps": 12}
+        algorithm = reinforce.make(*CARTPOLE, actor, optax.sgd(1.0), **options)
+        state = jax.jit(algorithm.init)(KEY)
+        after, _ = jax.jit(algorithm.step)(KEY, state)
+        params = state.learned.actor_params
+
+        def policy(key, obs):
+            return actor.apply(params, obs).sample_and_log_prob(key)
+
+        traj, valid = jax.jit(lambda k: pgjax.rollout_episodes(k, policy, *CARTPOLE, 4, 12))(KEY)
+        gradient = pgjax.policy_gradient(
+            actor.apply, params, traj, pgjax.total_return(traj.reward, valid), valid
+        )
+        step = jax.tree.map(jnp.subtract, after.learned.actor_params, params)
+        chex.assert_trees_all_close(step, gradient, rtol=1e-4, atol=1e-4)
+
+
+class TestPPO:
+    def test_a_kl_above_the_limit_stops_all_further_updates(self):
+        frozen = ZOO["ppo"](max_kl=-1.0)  # no KL is below: not even the first update is made
+        state = jax.jit(frozen.init)(KEY)
+        after, metrics = jax.jit(frozen.step)(KEY, state)
+        chex.assert_trees_all_equal(after.learned, state.learned)
+        assert metrics["updates_skipped"] == 1.0
+
+    @pytest.mark.parametrize(("target", "factor"), [(1e-9, 2.0), (1e9, 0.5)])
+    def test_the_penalty_adapts_towards_its_target(self, target, factor):
+        algorithm = ZOO["ppo"](clip_eps=jnp.inf, kl_coef=0.25, kl_target=target, learning_rate=0.05)
+        state = jax.jit(algorithm.init)(KEY)
+        after, _ = jax.jit(algorithm.step)(KEY, state)
+        assert after.learned.kl_coef == 0.25 * factor
+
+    def test_a_heavy_penalty_keeps_the_policy_nearer(self):
+        def kl(coef):
+            algorithm = ZOO["ppo"](clip_eps=jnp.inf, kl_coef=coef, learning_rate=0.01, num_epochs=8)
+            return jax.jit(algorithm.step)(KEY, jax.jit(algorithm.init)(KEY))[1]["kl"]
+
+        assert kl(100.0) < 0.2 * kl(0.0)
+
+    def test_the_first_observation_is_normalised_like_all_others(self):
+        """The statistics are filled before the first iteration, and its steps are counted."""
+        algorithm, init, step = compiled("ppo-continuous")
+        state = init(KEY)
+        assert state.learned.obs_moments.num_samples == 32
+        assert state.learned.reward_scaling.moments.num_samples == 32
+        after, metrics = step(KEY, state)
+        assert metrics["env_steps"] == 64
+        assert after.learned.obs_moments.num_samples == 64
+        assert step(KEY, after)[1]["env_steps"] == 32
+
+    def test_acting_and_learning_see_the_same_statistics(self):
+        """Unclipped first-epoch ratios are 1, which they are not if the moments moved in between."""
+        options = {"num_epochs": 1, "num_minibatches": 1}
+        algorithm = ZOO["ppo-continuous"](**options)
+        _, metrics = jax.jit(algorithm.step)(KEY, jax.jit(algorithm.init)(KEY))
+        assert abs(metrics["approx_kl"]) < 1e-6
+        assert metrics["clip_fraction"] == 0.0
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_minibatches": 3}, "num_minibatches=3 must divide"),
+            ({"num_shards": 3}, "num_shards=3 must divide num_envs=4"),
+            ({"num_minibatches": 0}, "num_minibatches=0"),
+            ({"kl_target": 0.01}, "give kl_coef"),
+        ],
+    )
+    def test_impossible_options_are_refused(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            ZOO["ppo"](**options)
+
+
+def test_a_critic_without_an_optimizer_is_refused():
+    with pytest.raises(ValueError, match="belong together"):
+        reinforce.make(*CARTPOLE, categorical(), adam(), critic())
+
+
+def final(algorithm, num_iterations, seed=0):
+    state, metrics = pgjax.train(jax.random.key(seed), algorithm, num_iterations)
+    return state, metrics
+
+
+MAKERS = {
+    "ppo": lambda env, actor, rate=0.01, **o: ppo.make(
+        env,
+        None,
+        separate(actor),
+        adam(rate),
+        **{"num_envs": 8, "num_steps": 16, "normalize_advantage": False} | o,
+    ),
+    "a2c": lambda env, actor, rate=0.01, **o: a2c.make(
+        env, None, separate(actor), adam(rate), **{"num_envs": 8} | o
+    ),
+    "actor_critic": lambda env, actor, rate=0.01, **o: actor_critic.make(
+        env, None, actor, critic(), adam(rate), adam(rate), **{"num_envs": 8} | o
+    ),
+    "reinforce": lambda env, actor, rate=0.01, **o: reinforce.make(
+        env,
+        None,
+        actor,
+        adam(rate),
+        critic(),
+        adam(rate),
+        **{"num_episodes": 32, "max_steps": 10, "num_critic_steps": 4} | o,
+    ),
+}
+ITERATIONS = {"ppo": 60, "a2c": 600, "actor_critic": 100, "reinforce": 150}
+
+
+def value_of(name, state):
+    learned = state.learned
+    if name in ("ppo", "a2c"):
+        return lambda obs: separate().apply(learned.params, obs)[1]
+    return lambda obs: critic().apply(learned.critic_params, obs)
+
+
+@pytest.mark.slow
+class TestProbes:
+    """Each environment isolates one ability; the answer is known, the tolerance is stated."""
+
+    @pytest.mark.parametrize("name", sorted(MAKERS))
+    @pytest.mark.parametrize(
+        ("env", "truth"),
+        [
+            (probe_envs.predictable_value, {(1.0, 0.0): 1.0, (-1.0, 0.0): -1.0}),
+            (probe_envs.two_steps, {(1.0, 0.0): 0.9, (1.0, 1.0): 1.0}),
+        ],
+        ids=["value of an observation", "discount over two steps"],
+    )
+    def test_the_critic_learns(self, name, env, truth):
+        state, _ = final(MAKERS[name](env, categorical(), gamma=0.9), ITERATIONS[name])
+        found = value_of(name, state)(jnp.array(list(truth)))
+        np.testing.assert_allclose(found, list(truth.values()), atol=0.1)
+
+    @pytest.mark.parametrize("name", ["ppo", "a2c", "actor_critic"])
+    def test_a_time_limit_keeps_the_future(self, name):
+        """Reward 1 for ever is worth 10 at γ = 0.9, whatever limit is put on top."""
+        algorithm = MAKERS[name](probe_envs.endless, categorical(), gamma=0.9, rate=0.03)
+        state, _ = final(algorithm, 4 * ITERATIONS[name])
+        assert value_of(name, state)(jnp.array([1.0, 0.0])) == pytest.approx(10.0, abs=0.1)
+
+    @pytest.mark.parametrize("name", ["ppo", "a2c"])
+    def test_an_end_ends_the_future(self, name):
+        """Ten steps that the observation does not tell apart: at most 6.51, the value of the first."""
+        algorithm = MAKERS[name](probe_envs.ten_steps, categorical(), gamma=0.9, rate=0.03)
+        state, _ = final(algorithm, 4 * ITERATIONS[name])
+        assert 1.0 < value_of(name, state)(jnp.array([1.0, 0.0])) < 6.51
+
+    @pytest.mark.parametrize("name", sorted(MAKERS))
+    @pytest.mark.parametrize(
+        "env",
+        [probe_envs.action_dependence, probe_envs.obs_and_action],
+        ids=["action", "observation and action"],
+    )
+    def test_the_actor_learns(self, name, env):
+        algorithm = MAKERS[name](env, categorical(), gamma=0.9)
+        state, _ = final(algorithm, ITERATIONS[name])
+        action = algorithm.act(KEY, state, jnp.array([[1.0, 0.0], [-1.0, 0.0]]))
+        assert action[0] == 1
+        assert env is probe_envs.action_dependence or action[1] == 0  # the other never sees an obs of −1
+
+    @pytest.mark.parametrize("name", ["ppo", "a2c", "reinforce"])
+    def test_a_gaussian_actor_finds_the_best_action(self, name):
+        actor = networks.GaussianActor(1, networks.MLP(hidden=(8,)), log_std_init=-1.0)
+        algorithm = MAKERS[name](probe_envs.continuous, actor, gamma=0.9)
+        state, _ = final(algorithm, 2 * ITERATIONS[name])
+        obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+        np.testing.assert_allclose(algorithm.act(KEY, state, obs)[:, 0], [0.5, -0.5], atol=0.15)
+
+    def test_the_all_action_gradient_learns_as_well(self):
+        env = probe_envs.obs_and_action
+        networks_and_optimizers = (
+            categorical(),
+            networks.QNetwork(2, networks.MLP(hidden=(8,))),
+            adam(0.01),
+            adam(0.01),
+        )
+        algorithm = actor_critic.make(env, None, *networks_and_optimizers, all_action=True)
+        state, _ = final(algorithm, 100)
+        obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+        np.testing.assert_array_equal(algorithm.act(KEY, state, obs), [1, 0])
+
+
+def test_progress_is_what_the_loop_carries():
+    assert Progress._fields == ("state", "diverged_at")

@@ -1,0 +1,117 @@
+import subprocess
+import sys
+
+import pytest
+from experiment_fixtures import compile_once, tiny_run
+
+from pgjax.experiment import cli, runner, store
+
+TINY = ["train", "a2c", "--seeds", "3", "--seed", "5", "--num-envs", "4", "--num-steps=16", "--steps", "697"]
+TINY += ["--network.hidden", "8"]
+
+
+@pytest.fixture(autouse=True)
+def _compile_once(monkeypatch):
+    monkeypatch.setattr(runner, "compile_programs", compile_once)
+
+
+def test_train_says_what_came_out_and_where_the_picture_is(tmp_path, capsys):
+    assert cli.main([*TINY, "--out", str(tmp_path / "run")]) == 0
+    shown = capsys.readouterr()
+    assert "697/697" not in shown.out  # whole iterations: 704
+    assert "704/697 steps" in shown.out
+    assert "a2c on CartPole-v1: finished" in shown.out
+    assert "IQM" in shown.out
+    assert str(tmp_path / "run" / "curve.png") in shown.out.replace("\n", "")
+    assert shown.err == ""
+    assert store.read_config(tmp_path / "run")["preset"] == store.read_config(tiny_run().folder)["preset"]
+
+
+def test_a_diverged_run_has_an_exit_status(tmp_path, capsys):
+    args = [*TINY, "--optimizer.name", "sgd", "--optimizer.learning-rate", "1e38"]
+    args += ["--optimizer.max-grad-norm", "None", "--out", str(tmp_path / "run")]
+    assert cli.main(args) == 1
+    error = capsys.readouterr().err
+    assert "diverged" in error
+    assert "seed 5 in iteration" in error
+    assert "Traceback" not in error
+    assert (tmp_path / "run" / "metrics.csv").read_text().count("\n") > 1
+
+
+def test_ctrl_c_has_the_usual_exit_status(tmp_path, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_columns", interrupt)
+    assert cli.main([*TINY, "--out", str(tmp_path / "run")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_evaluate_and_plot(tmp_path, capsys):
+    run = str(tiny_run().folder)
+    assert cli.main(["evaluate", run, "--episodes", "2"]) == 0
+    assert "seed 5: return" in capsys.readouterr().out
+    assert cli.main(["plot", run, run, "--out", str(tmp_path / "both.png")]) == 0
+    assert (tmp_path / "both.png").stat().st_size > 5_000
+
+
+def test_list(capsys):
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("actor_critic", "ppo", "Breakout-MinAtar", "FrozenLake-misc"))
+
+
+def test_help_shows_every_option_with_the_presets_value(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "pgjax train ALGORITHM" in capsys.readouterr().out
+    assert cli.main(["train", "ppo", "--env", "Pendulum-v1", "--help"]) == 0
+    shown = capsys.readouterr().out
+    options = ("--clip-eps", "--lambda", "--normalize-obs", "--optimizer.learning-rate", "--network.hidden")
+    assert all(name in shown for name in (*options, "--env-params.max-steps-in-episode"))
+    assert "(default: True)" in shown
+
+
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        ("trian ppo", "Did you mean train?"),
+        ("train", "Name the algorithm first"),
+        ("train --env CartPole-v1", "Name the algorithm first"),
+        ("train ppoo", "Did you mean ppo?"),
+        ("train ppo --env CartPol-v1", "CartPole-v1"),
+        ("train ppo --env", "--env"),
+        ("train ppo --env MNISTBandit-bsuite", "download"),
+        ("train ppo --clip-epz 0.1", "--clip-eps"),
+        ("train ppo --num-envs x", "--num-envs"),
+        ("train ppo --num-envs 0", "num_envs must be at least 1"),
+        ("train ppo --num-minibatches 7", "must divide"),
+        ("train ppo --gamma 2", "gamma must be between 0 and 1"),
+        ("train ppo --lambda_ 2", "lambda_ must be between 0 and 1"),
+        ("train ppo --seeds 0", "seeds must be at least 1"),
+        ("train ppo --steps -5", "steps must be at least 1"),
+        ("train ppo --optimizer.name adamm", "adamm"),
+        ("train ppo --network.torso cnn", "CNN needs images"),
+        ("train actor_critic --env Pendulum-v1 --all-action", "continuous"),
+        ("train reinforce --weight best", "best"),
+        ("train ppo --out .", "exists already"),
+        ("evaluate nowhere", "nowhere/config.json is missing"),
+        ("plot", "at least one run"),
+        ("plot nowhere", "nowhere/metrics.csv is missing"),
+        ("list everything", "takes no arguments"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_status_two(command, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("pgjax: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_python_m_pgjax_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "pgjax", "tarin"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Did you mean train?" in done.stderr

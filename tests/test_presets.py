@@ -1,0 +1,121 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from experiment_fixtures import tiny_preset
+
+from pgjax import experiment
+from pgjax.experiment import parts, presets
+
+
+@pytest.mark.parametrize("name", presets.TUNED, ids="-".join)
+def test_json_round_trip_and_one_iteration_traces(name):
+    preset = presets.preset(*name)
+    text = json.dumps(presets.to_json(preset), allow_nan=False)
+    assert presets.from_json(json.loads(text)) == preset
+
+    def iteration(hyper, key):
+        algorithm = presets.build(preset, hyper)
+        return algorithm.step(key, algorithm.init(key))[1]
+
+    metrics = jax.eval_shape(iteration, presets.hyper(preset), jax.random.key(0))
+    assert {"env_steps", "episodes", "episode_return_sum", "policy_loss"} <= set(metrics)
+
+
+def test_infinite_options_survive_strict_json():
+    preset = presets.preset("ppo", "CartPole-v1", clip_eps=math.inf)
+    assert presets.from_json(json.loads(json.dumps(presets.to_json(preset), allow_nan=False))) == preset
+
+
+def test_every_algorithm_and_every_environment_builds():
+    for algorithm in presets.algorithm_names():
+        for environment in ("FrozenLake-misc", "Asterix-MinAtar", "PointRobot-misc", "MemoryChain-bsuite"):
+            experiment.make(algorithm, environment)
+
+
+def test_hyper_holds_the_numeric_values_only():
+    hyper = presets.hyper(presets.preset("ppo", "CartPole-v1"))
+    assert hyper["options"]["gamma"] == 0.99
+    assert hyper["optimizer"]["learning_rate"] > 0
+    assert not {"num_envs", "max_kl", "normalize_obs"} & set(hyper["options"])
+    assert all(isinstance(leaf, float) for leaf in jax.tree.leaves(hyper))
+
+
+def test_a_grid_of_learning_rates_is_one_program():
+    preset = tiny_preset(optimizer={"name": "sgd", "schedule": "constant", "max_grad_norm": None})
+
+    def moved(rate):
+        hyper = presets.hyper(preset)
+        hyper["optimizer"]["learning_rate"] = rate
+        algorithm = presets.build(preset, hyper)
+        before = algorithm.init(jax.random.key(0))
+        after = algorithm.step(jax.random.key(1), before)[0]
+        change = jax.tree.map(lambda a, b: jnp.abs(a - b).sum(), after.learned.params, before.learned.params)
+        return sum(jax.tree.leaves(change))
+
+    # the same parameters in every lane, so the deadlock of batched initialisers cannot happen: lax.map
+    changes = jax.jit(lambda rates: jax.lax.map(moved, rates))(jnp.array([0.0, 0.1, 0.2]))
+    assert changes[0] == 0
+    np.testing.assert_allclose(changes[2], 2 * changes[1], rtol=1e-3)
+
+
+def test_linear_schedule_ends_at_the_last_gradient_step():
+    spec = parts.OptimizerSpec(name="sgd", learning_rate=1.0, max_grad_norm=None, schedule="linear")
+
+    @jax.jit
+    def updates(rate):
+        optimizer = parts.make_optimizer(spec._replace(learning_rate=rate), 4)
+        return jax.lax.scan(
+            lambda s, _: optimizer.update(jnp.ones(()), s)[::-1], optimizer.init(jnp.zeros(())), length=5
+        )[1]
+
+    np.testing.assert_allclose(updates(2.0), [-2.0, -1.5, -1.0, -0.5, 0.0])
+    preset = presets.preset("ppo", "CartPole-v1", num_envs=4, num_steps=128, steps=1025)
+    assert presets._horizon(preset, "optimizer", preset.optimizers["optimizer"]) == 3 * 4 * 4
+
+
+@pytest.mark.parametrize("weight", parts.WEIGHTS)
+def test_every_weight_of_reinforce_builds(weight):
+    algorithm = experiment.make("reinforce", weight=weight, num_episodes=2, max_steps=5)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    assert (state.learned.critic_params is None) == (weight != "critic")
+    jax.eval_shape(algorithm.step, jax.random.key(0), state)
+
+
+def test_reinforce_takes_its_limit_from_the_environment():
+    preset = presets.preset("reinforce", "CartPole-v1", env_params={"max_steps_in_episode": 30})
+    assert presets.iteration_size(preset) == (30 * preset.options["num_episodes"], None)
+
+
+@pytest.mark.parametrize(
+    "algorithm, environment, changes, message",
+    [
+        ("ppoo", "CartPole-v1", {}, "Did you mean ppo?"),
+        ("ppo", "CartPol-v1", {}, "CartPole-v1"),
+        ("ppo", "MNISTBandit-bsuite", {}, "download"),
+        ("ppo", "CartPole-v1", {"clip_epz": 0.1}, "clip_eps"),
+        ("ppo", "CartPole-v1", {"gamma": 1.5}, "gamma must be between 0 and 1, got 1.5"),
+        ("ppo", "CartPole-v1", {"gamma": math.nan}, "gamma"),
+        ("ppo", "CartPole-v1", {"clip_eps": 0.0}, "clip_eps must be above 0"),
+        ("ppo", "CartPole-v1", {"num_envs": 0}, "num_envs must be at least 1"),
+        ("ppo", "CartPole-v1", {"num_minibatches": 7}, "num_minibatches=7 must divide"),
+        ("ppo", "CartPole-v1", {"optimizer": {"learning_rate": -1.0}}, "optimizer.learning_rate"),
+        ("ppo", "CartPole-v1", {"optimizer": {"name": "adamm"}}, "Did you mean adam?"),
+        ("ppo", "CartPole-v1", {"optimizer": {"rate": 1.0}}, "option of optimizer"),
+        ("ppo", "CartPole-v1", {"network": {"hidden": (0,)}}, "network.hidden"),
+        ("ppo", "CartPole-v1", {"network": {"torso": "cnn"}}, "CNN needs images"),
+        ("ppo", "CartPole-v1", {"env_params": {"gravty": 1.0}}, "gravity"),
+        ("ppo", "CartPole-v1", {"steps": 0}, "steps must be at least 1"),
+        ("reinforce", "CartPole-v1", {"weight": "criticc"}, "Did you mean critic?"),
+        ("reinforce", "CartPole-v1", {"actor_optimizer": {"schedule": "linear"}}, "schedule to constant"),
+        ("actor_critic", "Pendulum-v1", {"all_action": True}, "continuous"),
+    ],
+)
+def test_mistakes_say_what_is_wrong_in_one_line(algorithm, environment, changes, message):
+    with pytest.raises(ValueError) as error:
+        experiment.make(algorithm, environment, **changes)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,106 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax.test_util import check_grads
+
+import pgjax
+from pgjax.estimators import recurrence
+
+LONG = 100_000
+SIGNS = ("constant", "uniform", "mixed", "alternating")
+GAMMAS = (0.9, 0.999, 1.0)
+COLUMNS = [(sign, gamma) for sign in SIGNS for gamma in GAMMAS]
+
+
+@functools.cache
+def long_run():
+    """The library in float32 and the oracle in float64, fed the same rounded inputs."""
+    rng = np.random.default_rng(0)
+    rewards = {
+        "constant": np.full(LONG, 0.1),
+        "uniform": rng.uniform(size=LONG),
+        "mixed": rng.normal(size=LONG),
+        "alternating": np.where(np.arange(LONG) % 2, -1.0, 1.0) + 1e-3 * rng.normal(size=LONG),
+    }
+    x = np.stack([rewards[sign] for sign, _ in COLUMNS], 1).astype(np.float32)
+    decay = np.broadcast_to(np.array([gamma for _, gamma in COLUMNS], np.float32), x.shape)
+    y = pgjax.reverse_recurrence(x, decay, 0.0)
+    assert y.dtype == jnp.float32
+    return np.asarray(y, np.float64), oracles.recurrence(x, decay, 0.0)
+
+
+@pytest.mark.parametrize("column", range(len(COLUMNS)), ids=["-".join(map(str, c)) for c in COLUMNS])
+def test_float32_error_stays_below_1e_5_of_the_largest_value_over_100000_steps(column):
+    y, exact = (a[:, column] for a in long_run())
+    assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("length", [1, 2, 1023, 1024, 1025, 1026, 1027, 1028, 1029, 1030, 1031])
+def test_every_length_around_the_switch_of_forms_equals_the_loop(length, x64, rng):
+    x, decay = rng.normal(size=length), rng.uniform(0.5, 1.0, size=length)
+    decay[rng.uniform(size=length) < 0.02] = 0.0
+    y = pgjax.reverse_recurrence(x, decay, 3.0)
+    np.testing.assert_allclose(y, oracles.recurrence(x, decay, 3.0), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 9])
+def test_the_blocked_form_equals_the_plain_one_at_lengths_it_is_not_chosen_for(length, x64, rng):
+    x, decay = jnp.asarray(rng.normal(size=(2, length, 3)))
+    init = jnp.asarray(rng.normal(size=3)) if length > 1 else jnp.zeros(3)
+    plain, blocked = recurrence._scan(x, decay, init), recurrence._blocked_scan(x, decay, init)
+    np.testing.assert_allclose(blocked, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("length", [5, 1031])
+def test_gradients_in_x_decay_and_init_equal_finite_differences(length, x64, rng):
+    x, decay = rng.normal(size=length), rng.uniform(0.5, 0.99, size=length)
+    weight = rng.normal(size=length)  # so that no entry's gradient is hidden by symmetry
+    check_grads(
+        lambda x, d, i: (weight * pgjax.reverse_recurrence(x, d, i)).sum(), (x, decay, 0.7), 1, eps=1e-6
+    )
+
+
+@pytest.mark.parametrize("length", [5, 1031])
+@pytest.mark.parametrize("decay_shape", [(), (3,), (3, 2)])
+@pytest.mark.parametrize("init_shape", [(), (3, 1), (3, 2)])
+def test_decay_and_init_broadcast_against_trailing_axes(length, decay_shape, init_shape, x64, rng):
+    x = rng.normal(size=(length, 3, 2))
+    decay, init = rng.uniform(size=(length, *decay_shape)), rng.normal(size=init_shape)
+    full = np.broadcast_to(decay.reshape(length, *decay_shape, *(1,) * (2 - len(decay_shape))), x.shape)
+    y = pgjax.reverse_recurrence(x, decay, init)
+    np.testing.assert_allclose(y, oracles.recurrence(x, full, init), rtol=1e-11, atol=1e-12)
+
+
+def test_x_of_lower_rank_than_decay_gains_its_trailing_axes(x64, rng):
+    x, decay = rng.normal(size=4), rng.uniform(size=(4, 3))
+    expected = oracles.recurrence(np.broadcast_to(x[:, None], (4, 3)), decay, 0.0)
+    np.testing.assert_allclose(pgjax.reverse_recurrence(x, decay, 0.0), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("length", [5, 1031])
+def test_a_zero_decay_stops_everything_that_comes_after_it(length):
+    x = jnp.ones(length)
+    decay = jnp.ones(length).at[2].set(0.0)
+    np.testing.assert_array_equal(pgjax.reverse_recurrence(x, decay, 1e30)[:3], [3.0, 2.0, 1.0])
+
+
+def test_integers_become_floats():
+    y = pgjax.reverse_recurrence(jnp.arange(3), jnp.full(3, 0.5), 0)
+    np.testing.assert_array_equal(y, [1.0, 2.0, 2.0])
+    assert y.dtype == jnp.float32
+
+
+def test_unequal_time_axes_are_an_error():
+    with pytest.raises(AssertionError):
+        pgjax.reverse_recurrence(jnp.ones(3), jnp.ones(4), 0.0)
+
+
+def test_vmap_over_decay_equals_a_loop(x64):
+    x, gammas = jnp.arange(6.0), jnp.array([0.0, 0.5, 1.0])
+    batched = jax.vmap(lambda g: pgjax.reverse_recurrence(x, jnp.full(6, g), 2.0))(gammas)
+    for row, gamma in zip(batched, gammas, strict=True):
+        np.testing.assert_allclose(row, oracles.recurrence(x, np.full(6, gamma), 2.0), rtol=1e-12)

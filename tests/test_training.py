@@ -1,0 +1,135 @@
+import subprocess
+import sys
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pgjax
+from pgjax.training import Progress, advance, init_progress, split_run_key
+
+KEY = jax.random.key(3)
+
+
+class Learned(NamedTuple):
+    total: jax.Array
+
+
+class State(NamedTuple):
+    learned: Learned
+    steps: jax.Array
+
+
+def adding(bad_at=-1):
+    """Adds a random number in every iteration; NaN in one of them."""
+
+    def init(key):
+        return State(Learned(jax.random.uniform(key)), jnp.zeros((), jnp.int32))
+
+    def step(key, state):
+        drawn = jnp.where(state.steps == bad_at, jnp.nan, jax.random.uniform(key))
+        return State(Learned(state.learned.total + drawn), state.steps + 1), {"drawn": drawn}
+
+    return pgjax.Algorithm(init, step, lambda key, state, obs: obs)
+
+
+def test_iteration_i_uses_the_run_key_folded_with_i():
+    state, metrics = pgjax.train(KEY, adding(), 3)
+    init_key, run_key = jax.random.split(KEY)
+    drawn = [jax.random.uniform(jax.random.fold_in(run_key, i)) for i in range(3)]
+    np.testing.assert_array_equal(metrics["drawn"], jnp.stack(drawn))
+    np.testing.assert_allclose(state.learned.total, jax.random.uniform(init_key) + sum(drawn), rtol=1e-6)
+
+
+def test_going_on_from_a_state_is_one_long_run():
+    whole, metrics = pgjax.train(KEY, adding(), 5)
+    half, first = pgjax.train(KEY, adding(), 2)
+    rest, second = pgjax.train(KEY, adding(), 3, state=half, start=2)
+    chex.assert_trees_all_equal(whole, rest)
+    np.testing.assert_array_equal(metrics["drawn"], jnp.concatenate([first["drawn"], second["drawn"]]))
+
+
+@pytest.mark.parametrize(
+    "make_keys", [jax.random.split, lambda k, n: jax.random.key_data(jax.random.split(k, n))]
+)
+def test_an_array_of_keys_trains_one_seed_each(make_keys):
+    keys = make_keys(KEY, 4)
+    states, metrics = pgjax.train(keys, adding(), 2)
+    assert metrics["drawn"].shape == (4, 2)
+    for i in range(4):
+        alone, _ = pgjax.train(keys[i], adding(), 2)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], states), alone, rtol=1e-6)
+    later, _ = pgjax.train(keys, adding(), 1, state=states, start=2)
+    assert later.steps.tolist() == [3] * 4
+
+
+def test_train_runs_inside_jit_and_vmap():
+    run = jax.jit(jax.vmap(lambda key: pgjax.train(key, adding(), 2)[1]["drawn"]))
+    assert run(jax.random.split(KEY, 3)).shape == (3, 2)
+
+
+def test_a_traced_length_compiles_once_and_leaves_the_rest_of_the_buffer_empty():
+    init_key, run_key = split_run_key(KEY)
+    chunk = jax.jit(lambda p, start, length: advance(run_key, adding(), p, start, length, 4))
+    progress = init_progress(init_key, adding())
+    _, full = chunk(progress, 0, 4)
+    _, part = chunk(progress, 0, 2)
+    assert chunk._cache_size() == 1
+    np.testing.assert_array_equal(part["drawn"][:2], full["drawn"][:2])
+    np.testing.assert_array_equal(part["drawn"][2:], 0.0)
+
+
+def test_a_seed_that_meets_a_nan_keeps_what_it_had_learned_and_the_others_go_on():
+    init_keys, run_keys = split_run_key(jax.random.split(KEY, 2))
+    progress = jax.jit(lambda k: init_progress(k, adding(2)))(init_keys)
+    steps = progress.state.steps.at[1].set(-9)  # the second seed never gets there
+    progress = Progress(progress.state._replace(steps=steps), progress.diverged_at)
+    before, _ = advance(run_keys, adding(2), progress, 0, 2, 2)
+    after, _ = advance(run_keys, adding(2), before, 2, 3, 3)
+    np.testing.assert_array_equal(after.diverged_at, [2, -1])
+    totals = before.state.learned.total, after.state.learned.total
+    assert totals[0][0] == totals[1][0]
+    assert totals[0][1] < totals[1][1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"num_iterations": 0}, "at least 1"), ({"num_iterations": 1, "start": 2}, "needs the state")],
+)
+def test_impossible_calls_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pgjax.train(KEY, adding(), **arguments)
+
+
+def test_gradients_pass_through_a_whole_run():
+    """Meta-learning: the derivative with respect to a hyper-parameter of all iterations."""
+
+    def scaled(factor):
+        def step(key, state):
+            del key
+            return State(Learned(state.learned.total * factor), state.steps), {}
+
+        return pgjax.Algorithm(lambda key: State(Learned(jnp.ones(())), jnp.int32(0)), step, adding().act)
+
+    def final(factor):
+        return pgjax.train(KEY, scaled(factor), 3)[0].learned.total
+
+    assert jax.grad(final)(2.0) == pytest.approx(12.0)
+
+
+def test_many_seeds_start_without_a_deadlock():
+    """Batched LAPACK calls side by side hang jaxlib 0.10 on few cores; seeds start one after the other."""
+    code = """
+import jax, optax, pgjax
+from pgjax import networks
+from pgjax.algorithms import a2c
+network = networks.ActorCritic(networks.CategoricalActor(2), networks.Critic())
+algorithm = a2c.make(*pgjax.envs.make("CartPole-v1"), network, optax.sgd(1e-3))
+jax.block_until_ready(pgjax.train(jax.random.split(jax.random.key(0), 6), algorithm, 1))
+print("done")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
+    assert ended.stdout.strip().endswith("done"), ended.stderr

@@ -1,0 +1,91 @@
+"""Every algorithm in a small size, for the tests that hold for all of them."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+
+import pgjax
+from pgjax import networks
+from pgjax.algorithms import a2c, actor_critic, ppo, reinforce
+
+CARTPOLE = pgjax.envs.make("CartPole-v1", max_steps_in_episode=12)
+PENDULUM = pgjax.envs.make("Pendulum-v1", max_steps_in_episode=12)
+TORSO = networks.MLP(hidden=(8,))
+OTHER_TORSO = networks.MLP(hidden=(8,))
+
+
+def adam(learning_rate=1e-3):
+    return optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate, eps=1e-5))
+
+
+def categorical(num_actions=2):
+    return networks.CategoricalActor(num_actions, TORSO)
+
+
+def critic():
+    return networks.Critic(OTHER_TORSO)
+
+
+def separate(actor=None):
+    return networks.ActorCritic(actor or categorical(), critic())
+
+
+def shared():
+    heads = networks.features_as_they_are
+    return networks.ActorCritic(networks.CategoricalActor(2, heads), networks.Critic(heads), TORSO)
+
+
+def _ppo(env=CARTPOLE, network=None, learning_rate=1e-3, **options):
+    options = {"num_envs": 4, "num_steps": 8, "num_epochs": 2, "num_minibatches": 2} | options
+    return ppo.make(*env, network or separate(), adam(learning_rate), **options)
+
+
+def _a2c(env=CARTPOLE, network=None, learning_rate=1e-3, **options):
+    return a2c.make(*env, network or separate(), adam(learning_rate), **{"num_envs": 4} | options)
+
+
+def _reinforce(env=CARTPOLE, actor=None, learning_rate=1e-3, **options):
+    options = {"num_episodes": 3, "max_steps": 12} | options
+    return reinforce.make(*env, actor or categorical(), adam(learning_rate), **options)
+
+
+def _reinforce_critic(env=CARTPOLE, actor=None, learning_rate=1e-3, **options):
+    options = {"num_episodes": 3, "max_steps": 12, "num_critic_steps": 3} | options
+    networks_and_optimizers = actor or categorical(), adam(learning_rate), critic(), adam()
+    return reinforce.make(*env, *networks_and_optimizers, **options)
+
+
+def _actor_critic(env=CARTPOLE, actor=None, learning_rate=1e-3, **options):
+    options = {"num_envs": 4, "num_updates": 3} | options
+    q = options.get("all_action", False)
+    value = networks.QNetwork(2, TORSO) if q else critic()
+    return actor_critic.make(*env, actor or categorical(), value, adam(learning_rate), adam(), **options)
+
+
+def standardized(traj, valid, value):
+    to_go = pgjax.reward_to_go(traj.reward, traj.terminated, traj.truncated)
+    return pgjax.standardize(to_go - value(traj.obs), valid)
+
+
+GAUSSIAN = networks.GaussianActor(1, networks.MLP(hidden=(8,), activation=nn.relu))
+SQUASHED = networks.TanhGaussianActor((-2.0,), (2.0,), TORSO)
+
+ZOO = {
+    "ppo": _ppo,
+    "ppo-shared": lambda **o: _ppo(network=shared(), **o),
+    "ppo-continuous": lambda **o: _ppo(
+        PENDULUM, separate(GAUSSIAN), normalize_obs=True, normalize_reward=True, **o
+    ),
+    "ppo-squashed": lambda **o: _ppo(PENDULUM, separate(SQUASHED), **o),
+    "ppo-kl": lambda **o: _ppo(
+        clip_eps=jnp.inf, value_clip_eps=jnp.inf, kl_coef=1.0, kl_target=0.01, max_kl=0.02, **o
+    ),
+    "a2c": _a2c,
+    "a2c-continuous": lambda **o: _a2c(PENDULUM, separate(GAUSSIAN), normalize_advantage=True, **o),
+    "reinforce": _reinforce,
+    "reinforce-critic": _reinforce_critic,
+    "reinforce-weight": lambda **o: _reinforce_critic(weight=standardized, discount_time=True, **o),
+    "reinforce-continuous": lambda **o: _reinforce_critic(PENDULUM, GAUSSIAN, **o),
+    "actor-critic": _actor_critic,
+    "actor-critic-q": lambda **o: _actor_critic(all_action=True, discount_time=True, **o),
+}
