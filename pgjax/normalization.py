@@ -164,7 +164,8 @@ def update_reward_scaling(
     Example:
         >>> import jax.numpy as jnp
         >>> end = jnp.array([[False], [True]])
-        >>> scaling = update_reward_scaling(init_reward_scaling(1), jnp.ones((2, 1)), end, ~end & end, gamma=1.0)
+        >>> no, reward = jnp.zeros((2, 1), bool), jnp.ones((2, 1))
+        >>> scaling = update_reward_scaling(init_reward_scaling(1), reward, end, no, gamma=1.0)
         >>> scaling.moments.mean, scaling.return_so_far
         (Array(1.5, dtype=float32), Array([0.], dtype=float32))
     """

@@ -1,5 +1,10 @@
 """Strict numerics for every test, and what several of them share."""
 
+import os
+
+# Compiling is what the suite spends its time on; 0 tests the programs that users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import numpy as np
 import pytest

@@ -106,7 +106,7 @@ class TestConformance:
     def test_a_seed_among_others_is_the_seed_alone(self, name):
         """One iteration from the same state, to rounding; later chaos does the rest."""
         keys, start, chunk = run(name)
-        algorithm, _, step = compiled(name)
+        _, _, step = compiled(name)
         together, _ = chunk(start, 0, 1)
         run_key = split_run_key(keys[2])[1]
         alone, _ = step(jax.random.fold_in(run_key, 0), jax.tree.map(lambda x: x[2], start.state))
@@ -261,7 +261,7 @@ class TestPPO:
 
     def test_the_first_observation_is_normalised_like_all_others(self):
         """The statistics are filled before the first iteration, and its steps are counted."""
-        algorithm, init, step = compiled("ppo-continuous")
+        _, init, step = compiled("ppo-continuous")
         state = init(KEY)
         assert state.learned.obs_moments.num_samples == 32
         assert state.learned.reward_scaling.moments.num_samples == 32

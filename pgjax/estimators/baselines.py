@@ -230,7 +230,7 @@ def subtract_baseline(reward_to_go: Array, baseline: Array, valid: Array | None 
 
     Args:
         reward_to_go: `[T, N, ...]`.
-        baseline: broadcast against `reward_to_go`.
+        baseline: `[T, N, ...]`, broadcast against `reward_to_go`, or a number.
         valid: `[T, N]` bool, or None.
 
     Returns:
@@ -241,9 +241,12 @@ def subtract_baseline(reward_to_go: Array, baseline: Array, valid: Array | None 
         >>> subtract_baseline(jnp.array([[3.0, 1.0]]), jnp.array([[1.0, 1.0]]))
         Array([[2., 0.]], dtype=float32)
     """
+    if jnp.ndim(baseline):
+        reward_to_go, baseline = time_major(reward_to_go, baseline)
+    weight = reward_to_go - baseline
     if valid is None:
-        return reward_to_go - baseline
-    weight, valid = time_major(reward_to_go - baseline, valid)
+        return weight
+    weight, valid = time_major(weight, valid)
     return jnp.where(valid, weight, 0.0)
 
 

@@ -76,7 +76,7 @@ _MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="re
 
 # What is different where.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
-    ("ppo", "CartPole-v1"): dict(),
+    ("ppo", "CartPole-v1"): dict(num_envs=4),
     ("ppo", "Acrobot-v1"): dict(normalize_obs=True, optimizer=dict(learning_rate=1e-3)),
     ("ppo", "Pendulum-v1"): _PPO_CONTINUOUS
     | dict(num_envs=4, num_steps=512, num_minibatches=32, optimizer=dict(learning_rate=3e-4)),
