@@ -1,12 +1,12 @@
 """Environments by name. The one module of the core that knows gymnax, and imports it where it is used."""
 
-import difflib
 import inspect
 from typing import Any
 
 import jax.numpy as jnp
 
-from pgjax.types import Array, Environment, PRNGKey
+from pgjax._advice import advice
+from pgjax.types import Array, PRNGKey
 
 _REFUSED = {
     "MNISTBandit-bsuite": "it downloads its data when it is made; register a copy of your own with the "
@@ -55,7 +55,7 @@ def names() -> list[str]:
     return [name for name in registered_envs if name not in _REFUSED]
 
 
-def make(name: str, **params: Any) -> tuple[Environment, Any]:
+def make(name: str, **params: Any) -> tuple[Any, Any]:
     """An environment and its parameters.
 
     Args:
@@ -80,7 +80,7 @@ def make(name: str, **params: Any) -> tuple[Environment, Any]:
     if name in _REFUSED:
         raise ValueError(f"{name} is not available: {_REFUSED[name]}.")
     if name not in registration.registered_envs:
-        raise ValueError(f"Unknown environment {name!r}. {_near(name, names())}")
+        raise ValueError(f"Unknown environment {name!r}. {advice(name, names())}")
     env, env_params = registration.make(name)
     arguments = set(inspect.signature(type(env)).parameters)
     if arguments & set(params):
@@ -89,7 +89,7 @@ def make(name: str, **params: Any) -> tuple[Environment, Any]:
     changes = {k: v for k, v in params.items() if k not in arguments}
     for key in changes:
         if key not in fields:
-            raise ValueError(f"{name} has no parameter {key!r}. {_near(key, [*fields, *arguments])}")
+            raise ValueError(f"{name} has no parameter {key!r}. {advice(key, [*fields, *arguments])}")
     if changes:
         env_params = env_params.replace(**changes)
     space = env.action_space(env_params)
@@ -112,24 +112,14 @@ def is_discrete(space: Any) -> bool:
     return hasattr(space, "n")
 
 
-def max_steps(env: Any, env_params: Any, default: int = 1000) -> int:
+def max_steps(env_params: Any, default: int = 1000) -> int:
     """The environment's own time limit.
 
     Args:
-        env: the environment.
-        env_params: its parameters.
+        env_params: the environment's parameters.
         default: what to say of one without a limit.
 
     Returns:
         Steps.
     """
-    del env
     return int(getattr(env_params, "max_steps_in_episode", default))
-
-
-def _near(name: str, known: list[str]) -> str:
-    lowered = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)
-    if near:
-        return "Did you mean " + " or ".join(lowered[n] for n in near) + "?"
-    return "Known are " + ", ".join(known) + "."

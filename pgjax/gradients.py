@@ -112,7 +112,7 @@ def policy_gradient(
         A pytree like `params`: ascend along it, or hand its negative to an optimizer.
 
     References:
-        Williams 1992, eq. 11; Sutton et al. 2000, theorem 1.
+        Williams 1992, theorem 1; Sutton et al. 2000, theorem 1.
 
     Example:
         >>> import jax.numpy as jnp

@@ -27,7 +27,9 @@ def explained_variance(value: Array, target: Array, valid: Array | None = None) 
     """
     variance = jnp.var(target, where=valid)
     residual = jnp.var(target - value, where=valid)
-    return jnp.where(variance > 0, 1.0 - residual / jnp.where(variance > 0, variance, 1.0), 0.0)
+    rounding = jnp.square(32.0 * jnp.finfo(variance.dtype).eps) * jnp.square(target).mean(where=valid)
+    varies = variance > rounding
+    return jnp.where(varies, 1.0 - residual / jnp.where(varies, variance, 1.0), 0.0)
 
 
 @compiled()

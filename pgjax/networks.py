@@ -86,11 +86,25 @@ class CNN(nn.Module):
         return self.activation(dense(self.hidden, math.sqrt(2.0))(x))
 
 
+def split_mask(obs: ArrayTree) -> tuple[Any, Array | None]:
+    """What a torso sees, and the action mask that travels beside it.
+
+    Args:
+        obs: an observation, or a mapping `{"obs": …, "action_mask": bool [..., A]}`.
+
+    Returns:
+        The observation, and the mask or None.
+    """
+    if isinstance(obs, Mapping) and "action_mask" in obs:
+        return obs["obs"], obs["action_mask"]
+    return obs, None
+
+
 class CategoricalActor(nn.Module):
     """A softmax policy on top of a torso.
 
     Observations may be a mapping `{"obs": …, "action_mask": bool [..., A]}`: the mask then excludes
-    actions and the torso sees `"obs"`.
+    actions and the torso sees `"obs"`. All networks here read such observations.
 
     Attributes:
         num_actions: A.
@@ -103,10 +117,8 @@ class CategoricalActor(nn.Module):
     @nn.compact
     def __call__(self, obs: ArrayTree) -> Categorical:
         """The policy's distribution at `obs`."""
-        mask = None
-        if isinstance(obs, Mapping) and "action_mask" in obs:
-            obs, mask = obs["obs"], obs["action_mask"]
-        return Categorical(dense(self.num_actions, 0.01)(self.torso(obs)), mask)
+        seen, mask = split_mask(obs)
+        return Categorical(dense(self.num_actions, 0.01)(self.torso(seen)), mask)
 
 
 class GaussianActor(nn.Module):
@@ -170,7 +182,7 @@ class Critic(nn.Module):
     @nn.compact
     def __call__(self, obs: ArrayTree) -> Array:
         """Values `[...]`."""
-        return dense(1, 1.0)(self.torso(obs))[..., 0]
+        return dense(1, 1.0)(self.torso(split_mask(obs)[0]))[..., 0]
 
 
 class QNetwork(nn.Module):
@@ -187,7 +199,7 @@ class QNetwork(nn.Module):
     @nn.compact
     def __call__(self, obs: ArrayTree) -> Array:
         """Action values `[..., A]`."""
-        return dense(self.num_actions, 1.0)(self.torso(obs))
+        return dense(self.num_actions, 1.0)(self.torso(split_mask(obs)[0]))
 
 
 def features_as_they_are(features: Array) -> Array:
@@ -215,6 +227,13 @@ class ActorCritic(nn.Module):
 
     Raises:
         ValueError: if actor and critic hold the same torso object.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> network = ActorCritic(CategoricalActor(2), Critic())
+        >>> policy, value = network.apply(network.init(jax.random.key(0), jnp.zeros(4)), jnp.zeros((8, 4)))
+        >>> policy.probs.shape, value.shape
+        ((8, 2), (8,))
     """
 
     actor: Callable[[Any], Any]
@@ -233,8 +252,10 @@ class ActorCritic(nn.Module):
 
     def __call__(self, obs: ArrayTree) -> tuple[Any, Array]:
         """The distribution and the value at `obs`."""
-        features = self.torso(obs)
-        return self.actor(features), self.critic(features)
+        seen, mask = split_mask(obs)
+        features = self.torso(seen)
+        masked = features if mask is None else {"obs": features, "action_mask": mask}
+        return self.actor(masked), self.critic(features)
 
 
 class FeatureFunction(Protocol):
@@ -255,7 +276,7 @@ class LinearSoftmax(nn.Module):
         temperature: above 0.
 
     References:
-        Sutton et al. 2000, section 2 (the Gibbs policy).
+        Sutton et al. 2000, section 3 (the Gibbs policy).
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -98,7 +98,7 @@ def normalize(moments: RunningMoments, x: ArrayTree, *, clip: Numeric = 10.0) ->
         clip: in standard deviations.
 
     Returns:
-        The pytree, floating.
+        The pytree, floating but for bool leaves (action masks), which stay as they are.
 
     Example:
         >>> import jax.numpy as jnp
@@ -107,6 +107,8 @@ def normalize(moments: RunningMoments, x: ArrayTree, *, clip: Numeric = 10.0) ->
     """
 
     def scale(mean: Array, variance: Array, x: Array) -> Array:
+        if x.dtype == bool:  # an action mask
+            return x
         rank = (1,) * (x.ndim - mean.ndim)
         mean, variance = mean.reshape(rank + mean.shape), variance.reshape(rank + variance.shape)
         return jnp.clip((x - mean) / jnp.sqrt(variance + 1e-8), -clip, clip)
@@ -159,7 +161,7 @@ def update_reward_scaling(
         The state after.
 
     References:
-        Engstrom et al. 2020, Implementation matters in deep policy gradients, appendix A.1.
+        Engstrom et al. 2020, Implementation matters in deep policy gradients (reward scaling).
 
     Example:
         >>> import jax.numpy as jnp

@@ -145,8 +145,10 @@ def rollout_episodes(
     Raises:
         ValueError: if `num_episodes < 1` or `max_steps < 1`.
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+    if num_episodes < 1 or max_steps < 1:
+        raise ValueError(
+            f"num_episodes and max_steps must be at least 1, got {num_episodes} and {max_steps}."
+        )
     reset_key, act_key = jax.random.split(key)
     start = reset_envs(reset_key, env, env_params, num_episodes)
     _, traj = _interact(act_key, (start.env_state, start.obs), policy, env, env_params, max_steps)
@@ -203,8 +205,10 @@ def evaluate(
     Raises:
         ValueError: if `num_episodes < 1` or `max_steps < 1`.
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+    if num_episodes < 1 or max_steps < 1:
+        raise ValueError(
+            f"num_episodes and max_steps must be at least 1, got {num_episodes} and {max_steps}."
+        )
     reset_key, act_key = jax.random.split(key)
     start = reset_envs(reset_key, env, env_params, num_episodes)
 

@@ -108,11 +108,12 @@ def train(
 
     Under `jax.jit` the whole run is one program; outside of it, it compiles at every call, because an
     algorithm is a closure and not a constant. A seed that meets a NaN or an infinity keeps what it had
-    learned before, and its metrics show where.
+    learned before to the end of the call, and its metrics show where. For many seeds hand over an array of
+    keys rather than mapping `train` over keys: their initialisation then stays one after the other.
 
     Args:
         key: one key, or an array of S keys for S independent seeds. Always the key of the whole run: with
-            `start` the run goes on as if it had never stopped.
+            `start` a healthy run goes on as if it had never stopped.
         algorithm: from an algorithm's `make`.
         num_iterations: iterations to run now.
         state: what an earlier call returned; None begins anew.

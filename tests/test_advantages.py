@@ -130,3 +130,8 @@ def test_standardize_of_nothing_or_of_what_does_not_vary_is_zero_with_a_finite_g
 def test_standardize_ignores_nan_where_not_valid():
     y = pgjax.standardize(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False]))
     np.testing.assert_allclose(y, [-1.0, 1.0, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "num"), [(2.0, 4), (0.1, 7), (-123.456, 1000)])
+def test_values_that_do_not_vary_are_standardized_to_zero(value, num):
+    np.testing.assert_array_equal(pgjax.standardize(jnp.full(num, value)), 0.0)

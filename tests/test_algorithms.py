@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import probe_envs
 import pytest
-from zoo import CARTPOLE, ZOO, adam, categorical, critic, separate
+from zoo import CARTPOLE, MASKED, PENDULUM, ZOO, adam, categorical, critic, separate
 
 import pgjax
 from pgjax import networks
@@ -111,7 +111,7 @@ class TestConformance:
         run_key = split_run_key(keys[2])[1]
         alone, _ = step(jax.random.fold_in(run_key, 0), jax.tree.map(lambda x: x[2], start.state))
         both = jax.tree.map(lambda x: x[2], together.state.learned), alone.learned
-        chex.assert_trees_all_close(*both, rtol=1e-4, atol=1e-6)
+        chex.assert_trees_all_close(*both, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("name", ALGORITHMS)
     def test_seeds_differ(self, name):
@@ -129,6 +129,24 @@ class TestConformance:
 
         jax.eval_shape(jax.vmap(learned), jnp.array([1e-3, 1e-2]), jnp.array([0.9, 0.99]))
 
+    def test_a_grid_of_hyper_parameters_runs_in_one_program(self):
+        def learned(learning_rate, gamma):
+            algorithm = ZOO["a2c"](learning_rate=learning_rate, gamma=gamma)
+            return pgjax.train(KEY, algorithm, 3)[0].learned
+
+        rates, gammas = jnp.array([1e-3, 1e-1]), jnp.array([0.9, 0.5])
+        grid = jax.jit(jax.vmap(learned))(rates, gammas)
+        for i in range(2):
+            alone = learned(float(rates[i]), float(gammas[i]))
+            chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], grid), alone, rtol=1e-3, atol=1e-5)
+
+    def test_a_masked_action_is_never_taken(self):
+        _, init, step = compiled("ppo-masked")
+        algorithm = compiled("ppo-masked")[0]
+        state = step(KEY, init(KEY))[0]
+        obs = {"obs": jnp.ones((64, 4)), "action_mask": jnp.zeros((64, 2), bool).at[:, 1].set(True)}
+        assert (algorithm.act(KEY, state, obs) == 1).all()
+
     @pytest.mark.parametrize("name", ALGORITHMS)
     def test_lowers_for_all_platforms(self, name):
         algorithm = compiled(name)[0]
@@ -142,17 +160,17 @@ class TestConformance:
     def test_act_is_deterministic_and_takes_a_batch(self, name):
         algorithm, init, _ = compiled(name)
         state = init(KEY)
-        env, env_params = CARTPOLE if "continuous" not in name and "squashed" not in name else _pendulum()
+        env, env_params = environment_of(name)
         obs = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(KEY, 5), env_params)[0]
         first, second = (algorithm.act(k, state, obs) for k in jax.random.split(KEY))
         assert first.shape[0] == 5
         np.testing.assert_array_equal(first, second)
 
 
-def _pendulum():
-    from zoo import PENDULUM
-
-    return PENDULUM
+def environment_of(name):
+    if "masked" in name:
+        return MASKED
+    return PENDULUM if "continuous" in name or "squashed" in name else CARTPOLE
 
 
 class TestKeys:
@@ -160,6 +178,7 @@ class TestKeys:
     def test_no_key_of_a_run_is_used_twice(self, name):
         """A generator that writes down which key is split and which is drawn from, and how often."""
         used: list[tuple[int, ...]] = []
+        folded: set[tuple[int, ...]] = set()
         threefry = jax.extend.random.threefry_prng_impl
 
         def note(key):
@@ -168,6 +187,10 @@ class TestKeys:
         def split(key, shape):
             jax.debug.callback(note, key)
             return threefry.split(key, shape)
+
+        def fold_in(key, data):
+            jax.debug.callback(lambda key: folded.add(tuple(np.asarray(key).tolist())), key)
+            return threefry.fold_in(key, data)
 
         def draw(key, bit_width, shape):
             jax.debug.callback(note, key)
@@ -178,7 +201,7 @@ class TestKeys:
             seed=threefry.seed,
             split=split,
             random_bits=draw,
-            fold_in=threefry.fold_in,
+            fold_in=fold_in,
             name=f"recording_{name}",
         )
         algorithm = ZOO[name]()
@@ -186,6 +209,8 @@ class TestKeys:
         jax.effects_barrier()
         assert len(used) > 20
         assert len(set(used)) == len(used)
+        assert folded
+        assert not folded & set(used)
 
     def test_evaluation_does_not_touch_the_training_stream(self):
         """A state holds no key: what evaluation draws cannot change what training draws."""
@@ -360,6 +385,22 @@ class TestProbes:
         algorithm = MAKERS[name](probe_envs.endless, categorical(), gamma=0.9, rate=0.03)
         state, _ = final(algorithm, 4 * ITERATIONS[name])
         assert value_of(name, state)(jnp.array([1.0, 0.0])) == pytest.approx(10.0, abs=0.1)
+
+    def test_a_time_limit_keeps_the_future_of_action_values_too(self):
+        q_network = networks.QNetwork(2, networks.MLP(hidden=(8,)))
+        algorithm = actor_critic.make(
+            probe_envs.endless,
+            None,
+            categorical(),
+            q_network,
+            adam(0.01),
+            adam(0.03),
+            gamma=0.9,
+            all_action=True,
+        )
+        state, _ = final(algorithm, 400)
+        q = q_network.apply(state.learned.critic_params, jnp.array([1.0, 0.0]))
+        np.testing.assert_allclose(q, 10.0, atol=0.5)
 
     @pytest.mark.parametrize("name", ["ppo", "a2c"])
     def test_an_end_ends_the_future(self, name):

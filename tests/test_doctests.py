@@ -13,7 +13,7 @@ MODULES = [
     *(
         module.name
         for module in pkgutil.walk_packages(pgjax.__path__, "pgjax.")
-        if not module.name.startswith("pgjax.experiment") and not module.name.endswith("__main__")
+        if not module.name.endswith("__main__")
     ),
 ]
 

@@ -66,3 +66,8 @@ def test_clip_fraction_counts_the_ratios_outside():
 )
 def test_effective_sample_size_depends_on_relative_ratios_only(log_ratio, expected):
     np.testing.assert_allclose(pgjax.effective_sample_size(jnp.array(log_ratio)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("value", "num"), [(2.0, 4), (0.1, 7), (-123.456, 1000)])
+def test_a_target_that_does_not_vary_is_not_explained(value, num):
+    assert pgjax.explained_variance(jnp.zeros(num), jnp.full(num, value)) == 0.0

@@ -9,7 +9,7 @@ import pytest
 
 import pgjax
 from pgjax import networks
-from pgjax.distributions import Categorical
+from pgjax.distributions import Categorical, DiagGaussian, TanhGaussian
 from pgjax.types import Algorithm, Transition
 
 T, N, K = 3, 2, 4
@@ -238,3 +238,26 @@ def test_every_public_name_is_documented(name):
 
 def test_the_version_is_stated():
     assert pgjax.__version__.count(".") == 2
+
+
+DISTRIBUTIONS = {
+    "categorical": Categorical(FEATURES),
+    "masked": Categorical(FEATURES, FEATURES.min(-1, keepdims=True) < FEATURES),
+    "gaussian": DiagGaussian(FEATURES, FEATURES),
+    "squashed": TanhGaussian(FEATURES, FEATURES, -1.0, 2.0),
+}
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_every_method_of_a_distribution_lowers_for_all_platforms(name):
+    def methods(distribution, key_data):
+        key = jax.random.wrap_key_data(key_data)
+        action, log_prob = distribution.sample_and_log_prob(key)
+        return (
+            (action, log_prob, distribution.sample(key), distribution.log_prob(action)),
+            (distribution.entropy(), distribution.mode(), distribution.kl(distribution)),
+        )
+
+    arguments = DISTRIBUTIONS[name], jax.random.key_data(KEY)
+    exported = jax.export.export(jax.jit(methods), platforms=("cpu", "cuda", "tpu"))(*arguments)
+    assert exported.platforms == ("cpu", "cuda", "tpu")

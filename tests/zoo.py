@@ -70,7 +70,29 @@ def standardized(traj, valid, value):
 GAUSSIAN = networks.GaussianActor(1, networks.MLP(hidden=(8,), activation=nn.relu))
 SQUASHED = networks.TanhGaussianActor((-2.0,), (2.0,), TORSO)
 
+
+class Masked:
+    """CartPole that forbids its first action in some states, and says so beside the observation."""
+
+    env, _ = CARTPOLE
+
+    def observe(self, obs):
+        return {"obs": obs, "action_mask": jnp.stack([obs[2] > 0, jnp.ones((), bool)])}
+
+    def reset(self, key, params):
+        obs, state = self.env.reset(key, params)
+        return self.observe(obs), state
+
+    def step(self, key, state, action, params):
+        obs, state, *rest, info = self.env.step(key, state, action, params)
+        info = {"final_observation": self.observe(info["final_observation"])}
+        return self.observe(obs), state, *rest, info
+
+
+MASKED = Masked(), CARTPOLE[1]
+
 ZOO = {
+    "ppo-masked": lambda **o: _ppo(MASKED, shared(), normalize_obs=True, **o),
     "ppo": _ppo,
     "ppo-shared": lambda **o: _ppo(network=shared(), **o),
     "ppo-continuous": lambda **o: _ppo(

@@ -9,7 +9,7 @@ import optax
 from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
-from pgjax.metrics import explained_variance
+from pgjax.metrics import approximate_kl, explained_variance
 from pgjax.rollouts import EnvCarry, reset_envs, rollout
 from pgjax.types import Algorithm, Array, ArrayTree, Environment, Metrics, Network, Numeric, PRNGKey
 
@@ -107,12 +107,15 @@ def make(
         weight = standardize(advantage) if normalize_advantage else advantage
         gradient, metrics = jax.grad(loss, has_aux=True)(params, traj.obs, traj.action, weight, target)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
+        new_params = optax.apply_updates(params, updates)
+        log_prob = network.apply(new_params, traj.obs)[0].log_prob(traj.action)
         metrics |= stats.metrics() | {
             "env_steps": jnp.asarray(num_envs * num_steps, jnp.int32),
             "grad_norm": optax.tree.norm(gradient),
+            "approx_kl": approximate_kl(log_prob, traj.log_prob).mean(),
             "explained_variance": explained_variance(value, target),
         }
-        return State(Learned(optax.apply_updates(params, updates), opt_state), env_carry), metrics
+        return State(Learned(new_params, opt_state), env_carry), metrics
 
     def act(key: PRNGKey, state: State, obs: ArrayTree) -> Array:
         del key

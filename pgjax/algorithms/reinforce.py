@@ -11,7 +11,7 @@ from pgjax.estimators.baselines import subtract_baseline
 from pgjax.estimators.returns import reward_to_go, time_discount
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
-from pgjax.metrics import explained_variance
+from pgjax.metrics import approximate_kl, explained_variance
 from pgjax.rollouts import episode_stats, rollout_episodes
 from pgjax.types import (
     Algorithm,
@@ -80,8 +80,8 @@ def make(
         actor_optimizer: of the actor; it is handed the gradient per trajectory, summed over time.
         critic: `obs -> value [...]`, fitted to the reward-to-go; None for none.
         critic_optimizer: of the critic.
-        weight: Ψ; by default the reward-to-go, minus the critic's value if there is a critic (unbiased:
-            the critic was fitted on earlier episodes).
+        weight: Ψ; by default the reward-to-go, minus the critic's value if there is a critic (which adds
+            no bias: it was fitted on earlier episodes).
         num_episodes: N.
         max_steps: where an episode is cut, truncated.
         gamma: discount factor of the default weight and of the critic's target.
@@ -94,7 +94,7 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if a critic comes without an optimizer or the reverse.
+        ValueError: if a critic comes without an optimizer or the reverse, or if `num_critic_steps < 1`.
 
     References:
         Williams 1992, Simple statistical gradient-following algorithms, section 5;
@@ -102,6 +102,8 @@ def make(
     """
     if (critic is None) != (critic_optimizer is None):
         raise ValueError("critic and critic_optimizer belong together: give both or neither.")
+    if num_critic_steps < 1:
+        raise ValueError(f"num_critic_steps must be at least 1, got {num_critic_steps}.")
 
     def reset_obs(key: PRNGKey) -> ArrayTree:
         return env.reset(key, env_params)[0]
@@ -168,12 +170,17 @@ def make(
             psi = psi * time_discount(traj.terminated, traj.truncated, gamma=gamma)
         gradient, metrics = jax.grad(actor_loss, has_aux=True)(learned.actor_params, traj, psi, valid)
         updates, opt_state = actor_optimizer.update(gradient, learned.actor_opt_state, learned.actor_params)
+        actor_params = optax.apply_updates(learned.actor_params, updates)
+        log_prob = actor.apply(actor_params, traj.obs).log_prob(traj.action)
+        kl = jnp.mean(approximate_kl(log_prob, traj.log_prob), where=valid)
         learned, critic_metrics = fit_critic(learned, traj, to_go, valid)
-        learned = learned._replace(
-            actor_params=optax.apply_updates(learned.actor_params, updates), actor_opt_state=opt_state
-        )
+        learned = learned._replace(actor_params=actor_params, actor_opt_state=opt_state)
         metrics |= critic_metrics | episode_stats(traj, valid).metrics()
-        metrics |= {"env_steps": valid.sum(dtype=jnp.int32), "grad_norm": optax.tree.norm(gradient)}
+        metrics |= {
+            "env_steps": valid.sum(dtype=jnp.int32),
+            "grad_norm": optax.tree.norm(gradient),
+            "approx_kl": kl,
+        }
         return State(learned), metrics
 
     def act(key: PRNGKey, state: State, obs: ArrayTree) -> Array:

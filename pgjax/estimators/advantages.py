@@ -13,6 +13,8 @@ def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, 
 
         δ_t = r_t + γ (1 − terminated_t) V(next_obs_t) − V(obs_t)
 
+    With the true V it is an unbiased estimate of the advantage, with any other it is not.
+
     Args:
         reward: `[T, ...]`.
         value: `[T, ...]`, V(obs_t).
@@ -92,7 +94,10 @@ def standardize(x: Array, valid: Array | None = None) -> Array:
         valid: bool, broadcast against `x`; None if all entries count.
 
     Returns:
-        `[...]`; 0 where not valid.
+        `[...]`; 0 where not valid, and everywhere if `x` does not vary.
+
+    References:
+        Huang et al. 2022, The 37 implementation details of PPO, detail 7.
 
     Example:
         >>> import jax.numpy as jnp
@@ -100,14 +105,14 @@ def standardize(x: Array, valid: Array | None = None) -> Array:
         Array([-1.,  1.], dtype=float32)
     """
     if valid is None:
-        centred = x - x.mean()
-        variance = jnp.square(centred).mean()
+        valid = jnp.ones((), bool)
     else:
         x, valid = time_major(x, valid)
-        valid = jnp.broadcast_to(valid, x.shape)
-        count = jnp.maximum(valid.sum(), 1)
-        x = jnp.where(valid, x, 0.0)
-        centred = jnp.where(valid, x - x.sum() / count, 0.0)
-        variance = jnp.square(centred).sum() / count
-    varies = variance > 0  # the root has no derivative at 0
+    valid = jnp.broadcast_to(valid, x.shape)
+    x = jnp.where(valid, x, 0.0)
+    count = jnp.maximum(valid.sum(), 1)
+    centred = jnp.where(valid, x - x.sum() / count, 0.0)
+    variance = jnp.square(centred).sum() / count
+    rounding = jnp.square(32.0 * jnp.finfo(x.dtype).eps) * jnp.square(x).sum() / count
+    varies = variance > rounding  # equal values differ by rounding alone, and the root has no slope at 0
     return jnp.where(varies, centred / (jnp.sqrt(jnp.where(varies, variance, 1.0)) + 1e-8), 0.0)

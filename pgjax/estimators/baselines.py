@@ -60,7 +60,7 @@ def time_baseline(reward_to_go: Array, valid: Array | None = None) -> Array:
         `[T, N]`.
 
     References:
-        Schulman 2016, Optimizing expectations, section 2.4 (time-dependent baselines).
+        Peters & Schaal 2008, Reinforcement learning of motor skills with policy gradients, section 3.2.
 
     Example:
         >>> import jax.numpy as jnp
@@ -90,7 +90,7 @@ def leave_one_out_baseline(reward_to_go: Array, valid: Array | None = None) -> A
         `[T, N]`.
 
     References:
-        Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free, eq. 5.
+        Kool et al. 2019, Buy 4 REINFORCE samples, get a baseline for free.
 
     Example:
         >>> import jax.numpy as jnp
@@ -136,8 +136,8 @@ def optimal_baseline(
         ValueError: if `per` is something else.
 
     References:
-        Greensmith et al. 2004, Variance reduction techniques for gradient estimates in RL, theorem 8;
-        Peters & Schaal 2008, Reinforcement learning of motor skills with policy gradients, eq. 17.
+        Greensmith et al. 2004, Variance reduction techniques for gradient estimates in RL;
+        Peters & Schaal 2008, Reinforcement learning of motor skills with policy gradients.
 
     Example:
         >>> import jax.numpy as jnp
@@ -178,7 +178,7 @@ def linear_baseline(features: Array, reward_to_go: Array, valid: Array | None = 
         `[T, N]`.
 
     References:
-        Duan et al. 2016, Benchmarking deep RL for continuous control, supplementary section 2.
+        Duan et al. 2016, Benchmarking deep RL for continuous control, supplement.
 
     Example:
         >>> import jax.numpy as jnp
@@ -210,7 +210,7 @@ def time_features(obs: Array) -> Array:
         `[T, N, 2 D + 4]`, D the size of one observation.
 
     References:
-        Duan et al. 2016, supplementary section 2.
+        Duan et al. 2016, Benchmarking deep RL for continuous control, supplement.
 
     Example:
         >>> import jax.numpy as jnp

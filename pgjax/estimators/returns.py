@@ -34,7 +34,7 @@ def total_return(reward: Array, valid: Array | None = None) -> Array:
         `[T, N, ...]`; 0 where not valid.
 
     References:
-        Williams 1992, Simple statistical gradient-following algorithms, eq. 11.
+        Williams 1992, Simple statistical gradient-following algorithms, section 5 (episodic REINFORCE).
 
     Example:
         >>> import jax.numpy as jnp
@@ -89,7 +89,8 @@ def n_step_return(
         G_t = Σ_{k<n} γ^k r_{t+k} + γ^n V(next_obs_{t+n−1})
 
     cut short at a termination (nothing follows), at a truncation and at the end of the window (the critic
-    follows). The n steps are composed by repeated squaring: O(T log n) work.
+    follows). Biased by γ^n times the critic's error. The n steps are composed by repeated squaring, which is
+    O(T log n) work.
 
     Args:
         reward: `[T, ...]`.
@@ -165,6 +166,8 @@ def lambda_return(
 
         G_t = r_t + discount_t [(1 − trace_t) V(next_obs_t) + trace_t G_{t+1}]
 
+    Biased by the critic's error, the less the larger λ; not at all with the true V.
+
     Args:
         reward: `[T, ...]`.
         next_value: `[T, ...]`, V(next_obs_t); ignored where terminated, even if it is NaN.
@@ -235,7 +238,7 @@ def time_discount(terminated: Array, truncated: Array, *, gamma: Numeric, start:
         `[T, ...]`.
 
     References:
-        Nota & Thomas 2020, Is the policy gradient a gradient?, eq. 2.
+        Nota & Thomas 2020, Is the policy gradient a gradient?
 
     Example:
         >>> import jax.numpy as jnp

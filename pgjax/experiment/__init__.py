@@ -35,7 +35,7 @@ def make(algorithm: str, environment: str = "CartPole-v1", **changes: Any) -> Al
         >>> ppo = experiment.make("ppo", "CartPole-v1", clip_eps=0.1, optimizer=dict(learning_rate=1e-3))
         >>> state, metrics = pgjax.train(jax.random.key(0), ppo, 1)
         >>> metrics["env_steps"]
-        Array([1024], dtype=int32)
+        Array([512], dtype=int32)
     """
     return presets.build(presets.preset(algorithm, environment, **changes))
 

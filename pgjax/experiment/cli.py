@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import io
 import os
@@ -75,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__version__)
             return 0
         if args[0] not in commands:
-            _fail(f"Unknown command {args[0]!r}. {_near(args[0], list(commands))}")
+            from pgjax._advice import advice
+
+            _fail(f"Unknown command {args[0]!r}. {advice(args[0], list(commands))}")
         return commands[args[0]](args[1:])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
@@ -112,7 +113,7 @@ def _train(args: list[str]) -> int:
     params = dataclasses.asdict(chosen.env_params) if hasattr(chosen, "env_params") else {}
     changes["env_params"] = {k: v for k, v in params.items() if v is not None}
     preset = presets.change(preset, **changes)
-    _checked(lambda: runner.check(preset, chosen.seeds))
+    _checked(lambda: runner.check(preset, chosen.seeds, chosen.seed))
     folder = _checked(lambda: store.create(chosen.out, preset))
 
     console = Console()
@@ -323,8 +324,3 @@ def _checked(call: Callable[[], Any]) -> Any:
 def _fail(message: str) -> NoReturn:
     print(f"pgjax: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return "Did you mean " + " or ".join(near) + "?" if near else "Known are " + ", ".join(known) + "."

@@ -1,6 +1,5 @@
 """From plain data to what `make` takes: networks by size, optimizers and weights by name, checks."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,7 @@ import optax
 from jax.core import Tracer
 
 from pgjax import envs, networks
+from pgjax._advice import advice
 from pgjax.estimators.baselines import (
     constant_baseline,
     leave_one_out_baseline,
@@ -96,7 +96,6 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps"), (0.0, math.inf, True)),
     **dict.fromkeys(("clip_eps", "value_clip_eps", "obs_clip", "reward_clip"), (0.0, math.inf, False)),
     **dict.fromkeys(("max_kl", "kl_target", "learning_rate", "max_grad_norm"), (0.0, math.inf, False)),
-    "num_critic_steps": (0, math.inf, True),
 }
 _SIZES = ("num_", "max_steps", "steps", "hidden", "channels")
 
@@ -131,8 +130,8 @@ def make_networks(
     # The space that an environment declares is not always the shape that it returns.
     obs = jax.eval_shape(env.reset, jax.random.key(0), env_params)[0]
     activation = getattr(jax.nn, spec.activation)
-    if spec.torso == "cnn" and not spec.hidden:
-        raise ValueError("network.hidden needs a size for a CNN.")
+    if spec.torso == "cnn" and len(spec.hidden) != 1:
+        raise ValueError(f"A CNN has one dense layer: give network.hidden one size, not {list(spec.hidden)}.")
     if spec.torso == "cnn":
         if obs.ndim != 3:
             raise ValueError(
@@ -206,6 +205,8 @@ def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
         if field in _CHOICES:
             check_known(name, value, _CHOICES[field])
         low, high, inclusive = _range(field)
+        if not isinstance(value, bool | int | float | str) and not hasattr(value, "dtype"):
+            raise ValueError(f"{name} must be a number, got {value!r}.")
         if isinstance(value, bool | str) or (low <= value <= high if inclusive else low < value <= high):
             continue
         bound = f"{'at least' if inclusive else 'above'} {low:g}"
@@ -233,9 +234,4 @@ def check_known(what: str, name: str, known: list[str]) -> None:
     """
     if name in known:
         return
-    lowered = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(str(name).lower(), lowered, n=3, cutoff=0.5)
-    hint = (
-        "Did you mean " + " or ".join(lowered[n] for n in near) if near else "Known are " + ", ".join(known)
-    )
-    raise ValueError(f"Unknown {what} {name!r}. {hint}{'?' if near else '.'}")
+    raise ValueError(f"Unknown {what} {name!r}. {advice(str(name), known)}")

@@ -126,6 +126,7 @@ def curves_by_seed(metrics: Mapping[str, Any], num_points: int = _NUM_POINTS) ->
 
 def _draw_mean(ax: "Axes", x: Any, curves: Any, color: str, label: str) -> None:
     """IQM and band where every seed has a value: a mean over other seeds at other points would jump."""
+    curves = curves[~np.isnan(curves).all(axis=1)]  # a seed that never ended an episode has no curve
     complete = ~np.isnan(curves).any(axis=0)
     if not complete.any():
         return

@@ -22,7 +22,7 @@ from pgjax.experiment.parts import (
     make_networks,
     make_optimizer,
 )
-from pgjax.types import Algorithm, Environment, Numeric
+from pgjax.types import Algorithm, Numeric
 
 Hyper: TypeAlias = dict[str, dict[str, Any]]
 """The `Numeric` values of a preset: `{"options": {...}, "<optimizer>": {...}}`."""
@@ -71,6 +71,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 _PPO_CONTINUOUS = dict(normalize_obs=True, normalize_reward=True, entropy_coef=0.0, num_epochs=10)
+# What is different with continuous actions, where the next table says nothing.
+CONTINUOUS: dict[str, dict[str, Any]] = {
+    "ppo": _PPO_CONTINUOUS | dict(num_steps=256, num_minibatches=32, optimizer=dict(learning_rate=3e-4)),
+    "a2c": dict(lambda_=0.95, normalize_advantage=True),
+    "actor_critic": dict(entropy_coef=0.0),
+}
+
 _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
 _MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
 
@@ -88,7 +95,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("a2c", "Acrobot-v1"): dict(num_envs=16),
     ("a2c", "Pendulum-v1"): dict(num_steps=8, gamma=0.9, lambda_=0.9, normalize_advantage=True),
     ("a2c", "MountainCarContinuous-v0"): dict(num_steps=32, lambda_=0.95, normalize_advantage=True),
-    ("a2c", "Catch-bsuite"): dict(steps=200_000),
+    ("a2c", "Catch-bsuite"): dict(steps=200_000, num_envs=16, entropy_coef=0.01),
     ("a2c", "Breakout-MinAtar"): _MINATAR | dict(num_envs=64, entropy_coef=0.01),
     ("reinforce", "CartPole-v1"): dict(),
     ("reinforce", "Acrobot-v1"): dict(),
@@ -191,6 +198,8 @@ def preset(algorithm: str, environment: str, **changes: Any) -> Preset:
         options={name: p.default for name, p in keyword_options(algorithm).items()},
     )
     base = change(base, **DEFAULTS.get(algorithm, {}))
+    if (algorithm, environment) not in TUNED and not envs.is_discrete(_action_space(environment)):
+        base = change(base, **CONTINUOUS.get(algorithm, {}))
     return change(change(base, **TUNED.get((algorithm, environment), {})), **changes)
 
 
@@ -239,7 +248,7 @@ def iteration_size(preset: Preset) -> tuple[int, int | None]:
         Its environment steps and its gradient steps; where the number of steps is not fixed (whole
         episodes), the most there can be, and None.
     """
-    return _ITERATION[preset.algorithm](_with_max_steps(preset, *environment(preset)))
+    return _ITERATION[preset.algorithm](_with_max_steps(preset, environment(preset)[1]))
 
 
 def to_json(preset: Preset) -> dict[str, Any]:
@@ -339,7 +348,15 @@ def build(preset: Preset, hyper: Hyper | None = None) -> Algorithm[Any]:
     for name, spec in {"network": preset.network, **specs}.items():
         check_ranges((f"{name}.{k}", v) for k, v in spec._asdict().items() if k != "hidden")
     env, env_params = environment(preset)
-    options = _with_max_steps(preset._replace(options=options), env, env_params)
+    options = _with_max_steps(preset._replace(options=options), env_params)
+    make = make_function(preset.algorithm)
+    wanted = inspect.signature(make).parameters
+    if preset.network.shared and "network" not in wanted:
+        raise ValueError(f"{preset.algorithm} has no shared torso: leave network.shared off.")
+    if envs.max_steps(env_params) < 1:
+        raise ValueError(f"max_steps_in_episode must be at least 1, got {envs.max_steps(env_params)}.")
+    if options.get("normalize_obs") and envs.is_discrete(env.observation_space(env_params)):
+        raise ValueError(f"The observations of {preset.environment} are integers: leave normalize_obs off.")
     all_action = options.get("all_action", False)
     parts = make_networks(preset.network, preset.environment, env, env_params, all_action=all_action)
     parts |= {name: make_optimizer(spec, _horizon(preset, name, spec)) for name, spec in specs.items()}
@@ -347,12 +364,10 @@ def build(preset: Preset, hyper: Hyper | None = None) -> Algorithm[Any]:
         if options["weight"] != "critic":
             parts["critic"] = parts["critic_optimizer"] = None
         options["weight"] = WEIGHTS[options["weight"]](options["gamma"])
-    make = make_function(preset.algorithm)
-    wanted = inspect.signature(make).parameters
     return make(env, env_params, **{k: v for k, v in parts.items() if k in wanted}, **options)
 
 
-def environment(preset: Preset) -> tuple[Environment, Any]:
+def environment(preset: Preset) -> tuple[Any, Any]:
     """The environment of the settings.
 
     Args:
@@ -367,11 +382,16 @@ def environment(preset: Preset) -> tuple[Environment, Any]:
     return envs.make(preset.environment, **preset.env_params)
 
 
-def _with_max_steps(preset: Preset, env: Any, env_params: Any) -> dict[str, Any]:
+def _with_max_steps(preset: Preset, env_params: Any) -> dict[str, Any]:
     """The options, `max_steps` of None being the environment's own limit."""
     if preset.options.get("max_steps", 0) is not None:
         return preset.options
-    return preset.options | {"max_steps": envs.max_steps(env, env_params)}
+    return preset.options | {"max_steps": envs.max_steps(env_params)}
+
+
+def _action_space(environment: str) -> Any:
+    env, env_params = envs.make(environment)
+    return env.action_space(env_params)
 
 
 def _horizon(preset: Preset, name: str, spec: OptimizerSpec) -> int | None:
@@ -383,7 +403,9 @@ def _horizon(preset: Preset, name: str, spec: OptimizerSpec) -> int | None:
         raise ValueError(
             f"{preset.algorithm} has no fixed number of gradient steps: set {name}.schedule to constant."
         )
-    return math.ceil(preset.steps / num_steps) * num_updates
+    counted = preset.options.get("normalize_obs") or preset.options.get("normalize_reward")
+    warmup = num_steps if counted else 0  # steps that fill the normalisers, without gradient steps
+    return max(1, math.ceil((preset.steps - warmup) / num_steps)) * num_updates
 
 
 def _replace_fields(name: str, spec: Any, values: Mapping[str, Any]) -> Any:

@@ -99,7 +99,7 @@ def run(
     Raises:
         ValueError: if the settings do not fit together, or if the folder exists.
     """
-    check(preset, seeds)
+    check(preset, seeds, seed)
     folder = store.create(out, preset)
     return run_in(folder, preset, seeds=seeds, seed=seed, stop_return=stop_return, report=report)
 
@@ -160,7 +160,7 @@ def run_in(
                 if (diverged_at >= 0).all():
                     status = "diverged"
                     break
-                if stop_return is not None and np.mean(returns) >= stop_return:
+                if stop_return is not None and np.mean(returns[diverged_at < 0]) >= stop_return:
                     status = "stopped"
                     break
             status = "interrupted" if interrupted() else status
@@ -182,18 +182,21 @@ def run_in(
     return Result(folder, status, summary)
 
 
-def check(preset: Preset, seeds: int = 1) -> None:
+def check(preset: Preset, seeds: int = 1, seed: int = 0) -> None:
     """Trace one iteration: whatever does not fit together shows before anything is compiled or written.
 
     Args:
         preset: the settings.
         seeds: how many.
+        seed: the first.
 
     Raises:
         ValueError: says what does not fit.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}.")
+    if seed < 0 or seed + seeds > 2**31:
+        raise ValueError(f"seed must be between 0 and {2**31 - seeds}, got {seed}.")
     algorithm = presets.build(preset)
     jax.eval_shape(lambda key: algorithm.step(key, algorithm.init(key)), jax.random.key(0))
 
@@ -294,7 +297,7 @@ def evaluate(run: str | Path, *, episodes: int = 100, seed: int = 0) -> dict[int
     """
     algorithm, state, config, _ = store.load(run)
     env, env_params = presets.environment(config["preset"])
-    limit = envs.max_steps(env, env_params)
+    limit = envs.max_steps(env_params)
 
     def play(key: Any, state: Any) -> Any:
         # training holds the first two branches of this key
@@ -308,7 +311,7 @@ def evaluate(run: str | Path, *, episodes: int = 100, seed: int = 0) -> dict[int
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is only noted, because a chunk's donated state is lost in the middle; a second one raises."""
+    """Ctrl-C is only noted: a chunk's donated state is lost in its middle, and a file half written."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
@@ -317,7 +320,6 @@ def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)
-        signal.signal(signal.SIGINT, previous)
 
     signal.signal(signal.SIGINT, note)
     try:

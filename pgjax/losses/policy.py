@@ -22,7 +22,7 @@ def score_function_loss(log_prob: Array, weight: Array) -> Array:
         `pgjax.policy_gradient`.
 
     References:
-        Williams 1992, eq. 4; Sutton et al. 2000, theorem 1.
+        Williams 1992, theorem 1; Sutton et al. 2000, theorem 1.
 
     Example:
         >>> import jax.numpy as jnp
@@ -104,7 +104,7 @@ def all_action_loss(probs: Array, action_value: Array) -> Array:
         `[...]`.
 
     References:
-        Sutton et al. 2000, theorem 1; Allen et al. 2017, Mean actor critic, eq. 6.
+        Sutton et al. 2000, theorem 1; Allen et al. 2017, Mean actor critic.
 
     Example:
         >>> import jax.numpy as jnp

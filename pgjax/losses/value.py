@@ -87,7 +87,7 @@ def expected_sarsa_loss(
         `[...]`.
 
     References:
-        van Seijen et al. 2009, A theoretical and empirical analysis of expected SARSA, eq. 5.
+        van Seijen et al. 2009, A theoretical and empirical analysis of expected SARSA.
 
     Example:
         >>> import jax.numpy as jnp
