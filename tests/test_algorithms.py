@@ -388,16 +388,9 @@ class TestProbes:
 
     def test_a_time_limit_keeps_the_future_of_action_values_too(self):
         q_network = networks.QNetwork(2, networks.MLP(hidden=(8,)))
-        algorithm = actor_critic.make(
-            probe_envs.endless,
-            None,
-            categorical(),
-            q_network,
-            adam(0.01),
-            adam(0.03),
-            gamma=0.9,
-            all_action=True,
-        )
+        heads_and_optimizers = categorical(), q_network, adam(0.01), adam(0.03)
+        options = {"gamma": 0.9, "all_action": True, "entropy_coef": 1.0}  # so that both actions are tried
+        algorithm = actor_critic.make(probe_envs.endless, None, *heads_and_optimizers, **options)
         state, _ = final(algorithm, 400)
         q = q_network.apply(state.learned.critic_params, jnp.array([1.0, 0.0]))
         np.testing.assert_allclose(q, 10.0, atol=0.5)

@@ -130,12 +130,14 @@ def make_networks(
     # The space that an environment declares is not always the shape that it returns.
     obs = jax.eval_shape(env.reset, jax.random.key(0), env_params)[0]
     activation = getattr(jax.nn, spec.activation)
-    if spec.torso == "cnn" and len(spec.hidden) != 1:
-        raise ValueError(f"A CNN has one dense layer: give network.hidden one size, not {list(spec.hidden)}.")
     if spec.torso == "cnn":
         if obs.ndim != 3:
             raise ValueError(
                 f'A CNN needs images, but {name} shows an array of shape {obs.shape}: use the torso "mlp".'
+            )
+        if len(spec.hidden) != 1:
+            raise ValueError(
+                f"A CNN has one dense layer: give network.hidden one size, not {[*spec.hidden]}."
             )
         torso = networks.CNN(spec.channels, spec.hidden[0], activation)
     else:

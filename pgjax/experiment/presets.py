@@ -66,7 +66,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "actor_critic": dict(
         actor_optimizer=dict(learning_rate=3e-4, schedule="linear"),
         critic_optimizer=dict(learning_rate=1e-3, schedule="linear"),
-        entropy_coef=0.01,
+        num_envs=16,
     ),
 }
 
@@ -75,7 +75,6 @@ _PPO_CONTINUOUS = dict(normalize_obs=True, normalize_reward=True, entropy_coef=0
 CONTINUOUS: dict[str, dict[str, Any]] = {
     "ppo": _PPO_CONTINUOUS | dict(num_steps=256, num_minibatches=32, optimizer=dict(learning_rate=3e-4)),
     "a2c": dict(lambda_=0.95, normalize_advantage=True),
-    "actor_critic": dict(entropy_coef=0.0),
 }
 
 _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
@@ -95,7 +94,9 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("a2c", "Acrobot-v1"): dict(num_envs=16),
     ("a2c", "Pendulum-v1"): dict(num_steps=8, gamma=0.9, lambda_=0.9, normalize_advantage=True),
     ("a2c", "MountainCarContinuous-v0"): dict(num_steps=32, lambda_=0.95, normalize_advantage=True),
-    ("a2c", "Catch-bsuite"): dict(steps=200_000, num_envs=16, entropy_coef=0.01),
+    ("a2c", "Catch-bsuite"): dict(
+        steps=200_000, num_steps=10, entropy_coef=0.01, optimizer=dict(learning_rate=2e-3)
+    ),
     ("a2c", "Breakout-MinAtar"): _MINATAR | dict(num_envs=64, entropy_coef=0.01),
     ("reinforce", "CartPole-v1"): dict(),
     ("reinforce", "Acrobot-v1"): dict(),
@@ -106,8 +107,8 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_episodes=32),
     ("actor_critic", "CartPole-v1"): dict(),
     ("actor_critic", "Acrobot-v1"): dict(),
-    ("actor_critic", "Pendulum-v1"): dict(gamma=0.9, entropy_coef=0.0),
-    ("actor_critic", "MountainCarContinuous-v0"): dict(entropy_coef=0.0),
+    ("actor_critic", "Pendulum-v1"): dict(gamma=0.9),
+    ("actor_critic", "MountainCarContinuous-v0"): dict(),
     ("actor_critic", "Catch-bsuite"): dict(steps=200_000),
     ("actor_critic", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
 }

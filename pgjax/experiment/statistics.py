@@ -42,7 +42,8 @@ def interval(x: Any, confidence: float = 0.95, num_resamples: int = 2000) -> tup
         Lower and upper end `[...]`; NaN for a single seed, which says nothing about others.
 
     Example:
-        >>> interval([3.0, 3.0, 3.0])
+        >>> low, high = interval([3.0, 3.0, 3.0])
+        >>> float(low), float(high)
         (3.0, 3.0)
     """
     from scipy.stats import bootstrap
