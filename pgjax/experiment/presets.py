@@ -90,7 +90,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     | dict(num_envs=16, num_steps=256, num_minibatches=16, gamma=0.999, entropy_coef=0.005),
     ("ppo", "Catch-bsuite"): dict(steps=200_000, num_envs=16, num_steps=32),
     ("ppo", "Breakout-MinAtar"): _MINATAR | dict(num_envs=64, num_minibatches=8),
-    ("a2c", "CartPole-v1"): dict(),
+    ("a2c", "CartPole-v1"): dict(lambda_=0.95),
     ("a2c", "Acrobot-v1"): dict(num_envs=16),
     ("a2c", "Pendulum-v1"): dict(num_steps=8, gamma=0.9, lambda_=0.9, normalize_advantage=True),
     ("a2c", "MountainCarContinuous-v0"): dict(num_steps=32, lambda_=0.95, normalize_advantage=True),
