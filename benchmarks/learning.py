@@ -46,7 +46,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = (arguments.keep or pathlib.Path(folder)) / f"{algorithm}-{environment}"
             summary = experiment.run(algorithm, environment, seeds=arguments.seeds, out=out).summary
-        kept = ("steps", "final_return", "iqm", "iqm_interval", "compile_seconds", "steps_per_second")
+        kept = ("steps", "final_return", "iqm", "iqm_interval")
         found[name] = {k: summary[k] for k in kept} | {
             "wanted": wanted,
             "wanted_of_worst": wanted_of_worst,

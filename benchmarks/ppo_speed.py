@@ -75,6 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", help="interpreter of an environment that has rejax")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--envs", type=int, nargs="*", help="only these numbers of environments")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--measure", nargs=3, metavar=("LIBRARY", "ENVS", "STEPS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -86,6 +87,8 @@ def main() -> None:
     pythons = {"pgjax": sys.executable} | ({"rejax": arguments.peer_python} if arguments.peer_python else {})
     found = {}
     for num_envs, num_steps in SIZES:
+        if arguments.envs and num_envs not in arguments.envs:
+            continue
         turns = {library: [] for library in pythons}
         for _ in range(arguments.turns):
             for library, python in pythons.items():
