@@ -128,7 +128,7 @@ def _draw_mean(ax: "Axes", x: Any, curves: Any, color: str, label: str) -> None:
     """IQM and band where every seed has a value: a mean over other seeds at other points would jump."""
     curves = curves[~np.isnan(curves).all(axis=1)]  # a seed that never ended an episode has no curve
     complete = ~np.isnan(curves).any(axis=0)
-    if not complete.any():
+    if not len(curves) or not complete.any():
         return
     x, curves = x[complete], curves[:, complete]
     ax.plot(x, iqm(curves), color=color, linewidth=2.2, label=label)
