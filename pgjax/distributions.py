@@ -1,7 +1,7 @@
 """Categorical, Gaussian and squashed Gaussian policies: NamedTuples of arrays.
 
-In float32 every method stays finite, gradients included, for logits of any finite size and
-means up to 1e30: probabilities underflow to 0, log-probabilities stop at the most negative finite number, and
+In float32 every method stays finite, gradients included, for logits and
+means of any finite size: probabilities underflow to 0, log-probabilities stop at the most negative finite number, and
 `log_std` is clipped to [−20, 20] before it is used.
 """
 
@@ -245,9 +245,11 @@ class TanhGaussian(NamedTuple):
 
 def _deviations(difference: Array, log_std: Array) -> Array:
     """Difference in standard deviations, clipped to where its square is finite."""
+    difference = jnp.clip(difference, -1e28, 1e28)  # before the product: 0 · inf in its gradient is NaN
     return jnp.clip(difference * jnp.exp(-log_std), -1e17, 1e17)
 
 
 def _log_tanh_slope(u: Array) -> Array:
     """log(1 − tanh² u), without cancellation at either end."""
+    u = jnp.clip(u, -1e30, 1e30)  # so that 2 u is finite
     return 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))

@@ -265,7 +265,7 @@ def test_extreme_logits_give_finite_values_and_gradients(method, masked):
         assert (value >= -1e-6).all()
 
 
-@pytest.mark.parametrize("size", [1e30])
+@pytest.mark.parametrize("size", [1e30, 3e38], ids=["1e30", "near the largest float"])
 @pytest.mark.parametrize("kind", ["gaussian", "tanh_gaussian"])
 @pytest.mark.parametrize("method", ["entropy", "log_prob", "kl", "sample_and_log_prob"])
 def test_extreme_means_and_deviations_give_finite_values_and_gradients(method, kind, size):
