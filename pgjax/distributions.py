@@ -1,8 +1,8 @@
 """Categorical, Gaussian and squashed Gaussian policies: NamedTuples of arrays.
 
-In float32 every method stays finite, gradients included, for logits and
-means of any finite size: probabilities underflow to 0, log-probabilities stop at the most negative finite number, and
-`log_std` is clipped to [−20, 20] before it is used.
+In float32 every method stays finite, gradients included, for logits and means of any finite size:
+probabilities underflow to 0, log-probabilities stop at the most negative finite number, and `log_std` is
+clipped to [−20, 20] before it is used.
 """
 
 import math
