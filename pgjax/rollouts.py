@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pgjax._ahead import scan_ahead
 from pgjax.estimators.returns import episode_time, return_so_far
 from pgjax.types import Array, ArrayTree, Environment, Metrics, Policy, PRNGKey, Transition
 
@@ -260,7 +261,7 @@ def _interact(
         )
         return _like((env_state, following), carry), transition
 
-    return lax.scan(step, carry, keys)
+    return scan_ahead(step, carry, keys)
 
 
 def _like(tree: Any, example: Any) -> Any:
