@@ -55,33 +55,58 @@ def rejax_training(num_envs, num_steps, total):
     return jax.jit(algorithm.train)
 
 
-def measure(library, num_envs, num_steps):
-    """One process's worth: compile seconds and the steps per second of three runs."""
+def work(library, num_envs, num_steps):
+    """A worker: compile, say how long that took, then one run and its steps per second for every line."""
     import jax
 
     total = SIZES[num_envs, num_steps]
     train = {"pgjax": pgjax_training, "rejax": rejax_training}[library](num_envs, num_steps, total)
     begin = time.perf_counter()
     program = train.lower(jax.random.key(0)).compile()
-    compile_seconds, speeds = time.perf_counter() - begin, []
-    for seed in range(3):
+    print(json.dumps([time.perf_counter() - begin, jax.__version__]), flush=True)
+    for seed, _ in enumerate(sys.stdin):
         begin = time.perf_counter()
         jax.block_until_ready(program(jax.random.key(seed)))
-        speeds.append(total / (time.perf_counter() - begin))
-    return {"compile_seconds": compile_seconds, "steps_per_second": speeds, "jax": jax.__version__}
+        print(total / (time.perf_counter() - begin), flush=True)
+
+
+def measure(pythons, num_envs, num_steps, turns):
+    """Medians over runs that the libraries make by turns, so that all see the same machine."""
+    workers, row = {}, {}
+    for library, python in pythons.items():
+        call = [python, __file__, "--work", library, str(num_envs), str(num_steps)]
+        workers[library] = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        compile_seconds, version = json.loads(workers[library].stdout.readline())
+        row[library] = {"compile_seconds": compile_seconds, "jax": version}
+    speeds = {library: [] for library in workers}
+    for turn in range(turns + 1):
+        for library, worker in workers.items():
+            print(file=worker.stdin, flush=True)
+            speed = float(worker.stdout.readline())
+            if turn > 0:  # the first warms up
+                speeds[library].append(speed)
+    for library, worker in workers.items():
+        worker.stdin.close()
+        worker.wait()
+        row[library]["steps_per_second"] = statistics.median(speeds[library])
+    if "rejax" in row:
+        ratios = [a / b for a, b in zip(speeds["pgjax"], speeds["rejax"], strict=True)]
+        row["ratio"] = statistics.median(ratios)
+        row["ratio_quartiles"] = statistics.quantiles(ratios, n=4)[::2]
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", help="interpreter of an environment that has rejax")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--envs", type=int, nargs="*", help="only these numbers of environments")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
-    parser.add_argument("--measure", nargs=3, metavar=("LIBRARY", "ENVS", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--work", nargs=3, metavar=("LIBRARY", "ENVS", "STEPS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure:
-        library, num_envs, num_steps = arguments.measure
-        print(json.dumps(measure(library, int(num_envs), int(num_steps))))
+    if arguments.work:
+        library, num_envs, num_steps = arguments.work
+        work(library, int(num_envs), int(num_steps))
         return
 
     pythons = {"pgjax": sys.executable} | ({"rejax": arguments.peer_python} if arguments.peer_python else {})
@@ -89,22 +114,7 @@ def main() -> None:
     for num_envs, num_steps in SIZES:
         if arguments.envs and num_envs not in arguments.envs:
             continue
-        turns = {library: [] for library in pythons}
-        for _ in range(arguments.turns):
-            for library, python in pythons.items():
-                call = [python, __file__, "--measure", library, str(num_envs), str(num_steps)]
-                output = subprocess.run(call, capture_output=True, text=True, check=True).stdout
-                turns[library].append(json.loads(output.splitlines()[-1]))
-        row = {
-            library: {
-                "steps_per_second": statistics.median(s for t in ts for s in t["steps_per_second"]),
-                "compile_seconds": statistics.median(t["compile_seconds"] for t in ts),
-                "jax": ts[0]["jax"],
-            }
-            for library, ts in turns.items()
-        }
-        if "rejax" in row:
-            row["ratio"] = row["pgjax"]["steps_per_second"] / row["rejax"]["steps_per_second"]
+        row = measure(pythons, num_envs, num_steps, arguments.turns)
         found[f"{num_envs}x{num_steps}"] = row
         print(num_envs, num_steps, json.dumps(row), flush=True)
     arguments.results.parent.mkdir(exist_ok=True)

@@ -74,25 +74,26 @@ def shuffled_minibatches(
 
 
 def take_minibatch(tree: ArrayTree, indices: Array) -> Any:
-    """The samples of one minibatch.
+    """The samples of one minibatch, or of several.
 
     Args:
         tree: leaves `[num_shards, shard_size, ...]`.
-        indices: int `[num_shards, size]`.
+        indices: int `[..., num_shards, size]`.
 
     Returns:
-        Leaves `[num_shards * size, ...]`, shard after shard: one batch axis, because networks and losses
-        run up to a fifth slower over two.
+        Leaves `[..., num_shards * size, ...]`, shard after shard: one batch axis, because networks and
+        losses run up to a fifth slower over two.
 
     Example:
         >>> import jax.numpy as jnp
         >>> take_minibatch(jnp.array([[5, 6, 7], [0, 1, 2]]), jnp.array([[2, 0], [1, 1]]))
         Array([7, 5, 1, 1], dtype=int32)
     """
+    *many, num_shards, size = indices.shape
 
     def take(x: Array) -> Array:
-        rows = jax.vmap(lambda rows, i: rows[i])(x, indices)
-        return rows.reshape(indices.size, *x.shape[2:])
+        rows = jax.vmap(lambda shard, i: shard[i], (0, -2), len(many))(x, indices)
+        return rows.reshape(*many, num_shards * size, *x.shape[2:])
 
     return jax.tree.map(take, tree)
 

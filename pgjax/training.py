@@ -175,5 +175,6 @@ def _is_batch(key: PRNGKey) -> bool:
 
 
 def _all_finite(tree: Any) -> Array:
-    floating = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in floating]))
+    """Whether no number is a NaN or an infinity: one reduction for all leaves, not one for each."""
+    leaves = [x.ravel() for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.isfinite(jnp.concatenate(leaves)).all()

@@ -12,7 +12,7 @@ import pgjax
 ROOT = pathlib.Path(pgjax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # from the ground up; a room imports from lower floors only, and from itself
-    {"_jit", "_advice", "types"},
+    {"_ahead", "_jit", "_advice", "types"},
     {"distributions"},
     {"estimators", "losses", "gradients", "natural", "metrics"},
     {"networks", "rollouts", "minibatch", "normalization", "replay", "tabular"},

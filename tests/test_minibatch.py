@@ -1,3 +1,6 @@
+from operator import itemgetter
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +110,16 @@ def test_a_minibatch_takes_from_every_shard_its_own_samples(indices):
         np.testing.assert_array_equal(batch["wide"][:, 1], row.ravel())
         seen.append(np.asarray(batch["id"]))
     np.testing.assert_array_equal(np.sort(np.concatenate(seen, None)), np.arange(SHARDS * SIZE))
+
+
+def test_several_minibatches_are_the_single_ones_stacked(indices):
+    tree = {"x": jax.random.normal(jax.random.key(0), (SHARDS, SIZE, 3)), "y": jnp.arange(24).reshape(2, 12)}
+    grid = jnp.asarray(indices).reshape(EPOCHS, MINIBATCHES, SHARDS, -1)
+    together = pgjax.take_minibatch(tree, grid)
+    for i in range(EPOCHS):
+        for j in range(MINIBATCHES):
+            alone = pgjax.take_minibatch(tree, grid[i, j])
+            chex.assert_trees_all_equal(jax.tree.map(itemgetter((i, j)), together), alone)
 
 
 def test_environments_that_do_not_split_into_the_shards_are_an_error():

@@ -221,28 +221,31 @@ def make(
         policy, value = network.apply(params, batch.obs)
         log_prob = policy.log_prob(batch.action)
         advantage = standardize(batch.advantage) if normalize_advantage else batch.advantage
-        policy_loss = clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip_eps=clip_eps).mean()
-        value_loss = clipped_value_loss(value, batch.value, batch.target, clip_eps=value_clip_eps).mean()
-        entropy = policy.entropy().mean()
-        total = policy_loss + value_coef * value_loss - entropy_coef * entropy
-        metrics = {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "approx_kl": approximate_kl(log_prob, batch.log_prob).mean(),
-            "clip_fraction": clip_fraction(log_prob, batch.log_prob, clip_eps=clip_eps).mean(),
+        terms = {
+            "policy_loss": clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip_eps=clip_eps),
+            "value_loss": clipped_value_loss(value, batch.value, batch.target, clip_eps=value_clip_eps),
+            "entropy": policy.entropy(),
+            "approx_kl": approximate_kl(log_prob, batch.log_prob),
+            "clip_fraction": clip_fraction(log_prob, batch.log_prob, clip_eps=clip_eps),
         }
         if kl_coef is not None:
-            metrics["kl"] = batch.policy.kl(policy).mean()
+            terms["kl"] = batch.policy.kl(policy)
+        metrics = dict(zip(terms, jnp.stack(list(terms.values())).mean(-1), strict=True))
+        total = (
+            metrics["policy_loss"] + value_coef * metrics["value_loss"] - entropy_coef * metrics["entropy"]
+        )
+        if kl_coef is not None:
             total += kl_coef * metrics["kl"]
         return total, metrics
 
     def update(learned: Learned, batch: Batch, order: Array) -> tuple[Learned, Metrics]:
-        """All epochs; `order` holds the minibatches' indices."""
+        """All epochs; `order [num_epochs, num_minibatches, num_shards, size]` says who learns when."""
 
-        def gradient_step(loop: tuple[Any, Any, Array], indices: Array) -> tuple[Any, Metrics]:
+        def epoch(loop: tuple[Any, Any, Array], indices: Array) -> tuple[Any, Metrics]:
+            return jax.lax.scan(gradient_step, loop, take_minibatch(batch, indices))
+
+        def gradient_step(loop: tuple[Any, Any, Array], minibatch: Batch) -> tuple[Any, Metrics]:
             params, opt_state, stopped = loop
-            minibatch = take_minibatch(batch, indices)
             gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, learned.kl_coef)
             updates, new_opt_state = optimizer.update(gradient, opt_state, params)
             new = optax.apply_updates(params, updates), new_opt_state
@@ -254,10 +257,10 @@ def make(
             return (*new, stopped), metrics
 
         loop = learned.params, learned.opt_state, jnp.zeros((), bool)
-        (params, opt_state, _), metrics = jax.lax.scan(gradient_step, loop, order)
+        (params, opt_state, _), metrics = jax.lax.scan(epoch, loop, order)
         learned = learned._replace(params=params, opt_state=opt_state)
         if learned.kl_coef is not None and kl_target is not None:
-            kl = metrics["kl"][-num_minibatches:].mean()
+            kl = metrics["kl"][-1].mean()
             factor = jnp.where(kl > 1.5 * kl_target, 2.0, jnp.where(kl < kl_target / 1.5, 0.5, 1.0))
             learned = learned._replace(kl_coef=learned.kl_coef * factor)
         return learned, jax.tree.map(lambda m: m.mean(), metrics)
@@ -265,6 +268,7 @@ def make(
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
         act_key, shuffle_key = jax.random.split(key)
         order = shuffled_minibatches(shuffle_key, shards, shard_size, num_minibatches, num_epochs)
+        order = order.reshape(num_epochs, num_minibatches, *order.shape[1:])
         env_carry, traj, stats = collect(act_key, state.learned, state.env_carry)
         batch, variance_explained = evaluate_rollout(state.learned, traj)
         learned, metrics = update(state.learned, to_shards(batch, shards), order)
