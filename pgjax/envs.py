@@ -1,8 +1,9 @@
 """Environments by name. The one module of the core that knows gymnax, and imports it where it is used."""
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from pgjax._advice import advice
@@ -37,6 +38,70 @@ class ClipAction:
     ) -> tuple[Any, Any, Array, Array, Array, dict[Any, Any]]:
         """As the environment's, after clipping `action` to [low, high]."""
         return self.env.step(key, state, jnp.clip(action, self.low, self.high), params)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env":  # not there yet while an instance is being copied
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+
+class TimeLimitState(NamedTuple):
+    """The state of a `TimeLimit`.
+
+    Attributes:
+        env_state: of the environment behind.
+        time: int32 scalar, steps taken in this episode.
+    """
+
+    env_state: Any
+    time: Array
+
+
+class TimeLimit:
+    """An environment whose episodes are cut after a number of steps: they end truncated.
+
+    The limit is no part of the task: the future still has value, and what is observed does not tell the
+    time. A step that terminates at the limit terminates.
+
+    Attributes:
+        env: the environment behind; all else is passed on to it.
+        max_steps: the limit, at least 1.
+
+    Example:
+        >>> from pgjax.tabular import kakade_mdp
+        >>> env = TimeLimit(kakade_mdp(), 1)
+        >>> _, state = env.reset(jax.random.key(0), None)
+        >>> terminated, truncated = env.step(jax.random.key(1), state, 0, None)[3:5]
+        >>> bool(terminated), bool(truncated)
+        (False, True)
+    """
+
+    def __init__(self, env: Any, max_steps: int):
+        if max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+        self.env = env
+        self.max_steps = max_steps
+
+    def reset(self, key: PRNGKey, params: Any) -> tuple[Any, TimeLimitState]:
+        """As the environment's, at time 0."""
+        obs, env_state = self.env.reset(key, params)
+        return obs, TimeLimitState(env_state, jnp.zeros((), jnp.int32))
+
+    def step(
+        self, key: PRNGKey, state: TimeLimitState, action: Any, params: Any
+    ) -> tuple[Any, TimeLimitState, Array, Array, Array, dict[Any, Any]]:
+        """As the environment's, truncated and reset at the limit."""
+        step_key, reset_key = jax.random.split(key)
+        obs, env_state, reward, terminated, truncated, info = self.env.step(
+            step_key, state.env_state, action, params
+        )
+        time = state.time + 1
+        ended = terminated | truncated  # the environment has reset itself
+        cut = (time >= self.max_steps) & ~ended
+        fresh = self.env.reset(reset_key, params)
+        obs, env_state = jax.tree.map(lambda new, old: jnp.where(cut, new, old), fresh, (obs, env_state))
+        time = jnp.where(ended | cut, 0, time)
+        return obs, TimeLimitState(env_state, time), reward, terminated, truncated | cut, info
 
     def __getattr__(self, name: str) -> Any:
         if name == "env":  # not there yet while an instance is being copied

@@ -1,10 +1,12 @@
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import pgjax
-from pgjax import envs
+from pgjax import envs, tabular
 
 KEY = jax.random.key(0)
 
@@ -51,6 +53,68 @@ def test_actions_are_clipped_at_the_environment_and_stored_unclipped():
 def test_the_clipping_is_ours_and_not_the_environments():
     env = envs.ClipAction(type("Echo", (), {"step": lambda self, k, s, a, p: a})(), -1.0, 2.0)
     np.testing.assert_array_equal(env.step(KEY, None, jnp.array([-9.0, 9.0]), None), [-1.0, 2.0])
+
+
+def play_line(env, steps, num_envs=2):
+    """A rollout under the action 1."""
+
+    def policy(key, obs):
+        return jnp.ones(num_envs, jnp.int32), jnp.zeros(num_envs)
+
+    carry = pgjax.reset_envs(KEY, env, None, num_envs)
+    return pgjax.rollout(KEY, carry, policy, env, None, steps)[1:]
+
+
+def test_the_time_limit_truncates_and_starts_anew():
+    env = envs.TimeLimit(tabular.chain_mdp(4, 0.9), 3)  # goes on for ever by itself
+    traj, stats = play_line(env, 7)
+    np.testing.assert_array_equal(traj.truncated[:, 0], [False, False, True, False, False, True, False])
+    assert not traj.terminated.any()
+    np.testing.assert_array_equal(traj.obs[:, 0].argmax(-1), [0, 1, 2, 0, 1, 2, 0])
+    np.testing.assert_array_equal(traj.next_obs[:, 0].argmax(-1), [1, 2, 3, 1, 2, 3, 1])
+    assert (stats.episodes, stats.length_sum) == (4, 12)
+
+
+@pytest.mark.parametrize(("limit", "truncates"), [(2, True), (3, False), (4, False)])
+def test_a_step_that_terminates_at_the_limit_terminates(limit, truncates):
+    env = envs.TimeLimit(tabular.grid_mdp(["S..G"], 0.9), limit)
+    traj, _ = play_line(env, 6)
+    np.testing.assert_array_equal(traj.truncated.any(), truncates)
+    np.testing.assert_array_equal(traj.terminated.any(), not truncates)
+    assert not (traj.truncated & traj.terminated).any()
+    if not truncates:
+        np.testing.assert_array_equal(traj.terminated[:, 0], [False, False, True] * 2)
+
+
+def test_the_environments_own_truncation_starts_the_clock_again():
+    inner = envs.TimeLimit(tabular.chain_mdp(9, 0.9), 2)
+    traj, _ = play_line(envs.TimeLimit(inner, 3), 6)
+    np.testing.assert_array_equal(traj.truncated[:, 0], [False, True] * 3)
+
+
+def test_a_time_limit_passes_all_else_on_and_must_be_positive():
+    env = envs.TimeLimit(tabular.kakade_mdp(), 5)
+    assert env.num_states == 2
+    assert env.action_space(None).n == 2
+    assert copy.copy(env).max_steps == 5
+    with pytest.raises(ValueError, match="at least 1"):
+        envs.TimeLimit(tabular.kakade_mdp(), 0)
+
+
+def test_a_time_limit_goes_around_gymnax_too():
+    env, env_params = envs.make("CartPole-v1")
+    env = envs.TimeLimit(env, 4)
+
+    def policy(key, obs):
+        return jnp.zeros(2, jnp.int32), jnp.zeros(2)
+
+    def run(key):
+        carry = pgjax.reset_envs(key, env, env_params, 2)
+        return pgjax.rollout(key, carry, policy, env, env_params, 8)[1]
+
+    with jax.numpy_rank_promotion("allow"):
+        traj = jax.jit(run)(KEY)
+    np.testing.assert_array_equal(np.flatnonzero(traj.truncated[:, 0]), [3, 7])
 
 
 @pytest.mark.parametrize("name", envs.names())
