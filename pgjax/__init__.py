@@ -5,7 +5,15 @@ Algorithms live in `pgjax.algorithms`, networks in `pgjax.networks`, whole exper
 `pgjax.experiment`.
 """
 
-from pgjax import algorithms, distributions, envs, networks
+from pgjax import algorithms, distributions, envs, networks, tabular
+from pgjax.diagnostics import (
+    Audit,
+    VarianceParts,
+    audit,
+    audit_table,
+    optimal_state_baseline,
+    variance_decomposition,
+)
 from pgjax.distributions import Categorical, DiagGaussian, TanhGaussian
 from pgjax.estimators.advantages import gae, standardize, td_error
 from pgjax.estimators.baselines import (
@@ -35,8 +43,26 @@ from pgjax.losses.policy import (
     surrogate_loss,
 )
 from pgjax.losses.value import clipped_value_loss, expected_sarsa_loss, squared_error_loss
-from pgjax.metrics import approximate_kl, clip_fraction, effective_sample_size, explained_variance
-from pgjax.minibatch import shuffled_minibatches, take_minibatch, to_shards
+from pgjax.metrics import (
+    NoiseScale,
+    approximate_kl,
+    clip_fraction,
+    effective_sample_size,
+    explained_variance,
+    gradient_cosine,
+    gradient_noise_scale,
+    improvement_ratio,
+    surrogate_improvement,
+)
+from pgjax.minibatch import minibatch_descent, shuffled_minibatches, take_minibatch, to_shards
+from pgjax.natural.fisher import (
+    CGInfo,
+    empirical_fisher_matrix,
+    fisher_matrix,
+    fisher_vector_product,
+    natural_gradient,
+)
+from pgjax.natural.trust_region import LineSearchInfo, backtracking_line_search, kl_step_size
 from pgjax.normalization import (
     RewardScaling,
     RunningMoments,
@@ -63,42 +89,60 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Algorithm",
+    "Audit",
+    "CGInfo",
     "Categorical",
     "DiagGaussian",
     "Distribution",
     "EnvCarry",
     "EpisodeStats",
+    "LineSearchInfo",
     "Network",
+    "NoiseScale",
     "Policy",
     "RewardScaling",
     "RunningMoments",
     "TanhGaussian",
     "Transition",
+    "VarianceParts",
     "algorithms",
     "all_action_loss",
     "approximate_kl",
+    "audit",
+    "audit_table",
+    "backtracking_line_search",
     "clip_fraction",
     "clipped_surrogate_loss",
     "clipped_value_loss",
     "constant_baseline",
     "distributions",
     "effective_sample_size",
+    "empirical_fisher_matrix",
     "envs",
     "episode_stats",
     "episode_time",
     "evaluate",
     "expected_sarsa_loss",
     "explained_variance",
+    "fisher_matrix",
+    "fisher_vector_product",
     "gae",
+    "gradient_cosine",
+    "gradient_noise_scale",
+    "improvement_ratio",
     "init_moments",
     "init_reward_scaling",
+    "kl_step_size",
     "lambda_return",
     "leave_one_out_baseline",
     "linear_baseline",
+    "minibatch_descent",
     "n_step_return",
+    "natural_gradient",
     "networks",
     "normalize",
     "optimal_baseline",
+    "optimal_state_baseline",
     "policy_gradient",
     "reset_envs",
     "return_so_far",
@@ -113,7 +157,9 @@ __all__ = [
     "squared_error_loss",
     "standardize",
     "subtract_baseline",
+    "surrogate_improvement",
     "surrogate_loss",
+    "tabular",
     "take_minibatch",
     "td_error",
     "time_baseline",
@@ -126,4 +172,5 @@ __all__ = [
     "trajectory_log_prob",
     "update_moments",
     "update_reward_scaling",
+    "variance_decomposition",
 ]

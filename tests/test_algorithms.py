@@ -15,13 +15,13 @@ from zoo import CARTPOLE, MASKED, PENDULUM, ZOO, adam, categorical, critic, sepa
 
 import pgjax
 from pgjax import networks
-from pgjax.algorithms import a2c, actor_critic, ppo, reinforce
+from pgjax.algorithms import a2c, actor_critic, npg, ppo, reinforce, trpo
 from pgjax.training import Progress, advance, init_progress, split_run_key
 from pgjax.types import Algorithm
 
 KEY = jax.random.key(0)
 ALGORITHMS = sorted(ZOO)
-MODULES = [a2c, actor_critic, ppo, reinforce]
+MODULES = [a2c, actor_critic, npg, ppo, reinforce, trpo]
 
 
 @functools.cache
@@ -341,6 +341,14 @@ MAKERS = {
     "actor_critic": lambda env, actor, rate=0.01, **o: actor_critic.make(
         env, None, actor, critic(), adam(rate), adam(rate), **{"num_envs": 8} | o
     ),
+    "trpo": lambda env, actor, rate=0.01, **o: trpo.make(
+        env,
+        None,
+        actor,
+        critic(),
+        adam(rate),
+        **{"num_envs": 8, "num_steps": 16, "max_kl": 0.03, "normalize_advantage": False} | o,
+    ),
     "reinforce": lambda env, actor, rate=0.01, **o: reinforce.make(
         env,
         None,
@@ -351,7 +359,7 @@ MAKERS = {
         **{"num_episodes": 32, "max_steps": 10, "num_critic_steps": 4} | o,
     ),
 }
-ITERATIONS = {"ppo": 60, "a2c": 600, "actor_critic": 100, "reinforce": 150}
+ITERATIONS = {"ppo": 60, "trpo": 60, "a2c": 600, "actor_critic": 100, "reinforce": 150}
 
 
 def value_of(name, state):
@@ -379,7 +387,7 @@ class TestProbes:
         found = value_of(name, state)(jnp.array(list(truth)))
         np.testing.assert_allclose(found, list(truth.values()), atol=0.1)
 
-    @pytest.mark.parametrize("name", ["ppo", "a2c", "actor_critic"])
+    @pytest.mark.parametrize("name", ["ppo", "a2c", "actor_critic", "trpo"])
     def test_a_time_limit_keeps_the_future(self, name):
         """Reward 1 for ever is worth 10 at γ = 0.9, whatever limit is put on top."""
         algorithm = MAKERS[name](probe_envs.endless, categorical(), gamma=0.9, rate=0.03)
@@ -415,7 +423,7 @@ class TestProbes:
         assert action[0] == 1
         assert env is probe_envs.action_dependence or action[1] == 0  # the other never sees an obs of −1
 
-    @pytest.mark.parametrize("name", ["ppo", "a2c", "reinforce"])
+    @pytest.mark.parametrize("name", ["ppo", "a2c", "reinforce", "trpo"])
     def test_a_gaussian_actor_finds_the_best_action(self, name):
         actor = networks.GaussianActor(1, networks.MLP(hidden=(8,)), log_std_init=-1.0)
         algorithm = MAKERS[name](probe_envs.continuous, actor, gamma=0.9)
@@ -435,6 +443,66 @@ class TestProbes:
         state, _ = final(algorithm, 100)
         obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
         np.testing.assert_array_equal(algorithm.act(KEY, state, obs), [1, 0])
+
+
+class TestNatural:
+    def batch(self, module, **options):
+        """A made algorithm after one step, with its metrics."""
+        options = {"num_envs": 4, "num_steps": 8, "critic_epochs": 1, "critic_minibatches": 2} | options
+        algorithm = module.make(*CARTPOLE, categorical(), critic(), adam(), **options)
+        state = jax.jit(algorithm.init)(KEY)
+        new, metrics = jax.jit(algorithm.step)(jax.random.key(1), state)
+        return state, new, metrics
+
+    def test_trpo_with_one_full_step_accepted_is_npg(self):
+        _, by_trpo, metrics = self.batch(trpo, max_kl=1e-4)
+        assert metrics["line_search_index"] == 0
+        _, by_npg, _ = self.batch(npg, max_kl=1e-4)
+        chex.assert_trees_all_close(by_trpo.learned, by_npg.learned, rtol=1e-6)
+
+    def test_trpo_keeps_its_bound_and_improves(self):
+        _, _, metrics = self.batch(trpo, max_kl=0.05, count_damping=False)
+        assert 0 < metrics["kl"] <= 0.05
+        assert metrics["improvement"] > 0
+        assert metrics["predicted_improvement"] > 0
+
+    def test_a_step_that_never_fits_leaves_the_actor_alone_and_the_critic_learning(self):
+        old, new, metrics = self.batch(trpo, num_backtracks=1, max_kl=1e4, damping=1e-6, count_damping=False)
+        assert metrics["line_search_index"] == -1
+        chex.assert_trees_all_equal(old.learned.actor_params, new.learned.actor_params)
+        moved = jax.tree.map(
+            lambda a, b: (a != b).any(), old.learned.critic_params, new.learned.critic_params
+        )
+        assert any(jax.tree.leaves(moved))
+
+    def test_npg_with_a_fixed_step_is_the_natural_gradient_times_it(self):
+        small = self.batch(npg, max_kl=None, step_size=0.01)
+        large = self.batch(npg, max_kl=None, step_size=0.02)
+        change = [
+            jax.tree.map(jnp.subtract, new.learned.actor_params, old.learned.actor_params)
+            for old, new, _ in (small, large)
+        ]
+        twice = jax.tree.map(lambda x: 2 * x, change[0])
+        chex.assert_trees_all_close(twice, change[1], rtol=1e-3, atol=1e-6)
+
+    @pytest.mark.parametrize("module", [npg, trpo], ids=["npg", "trpo"])
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"num_shards": 3}, "num_shards=3 must divide num_envs=4"),
+            ({"critic_minibatches": 5}, "critic_minibatches=5 must divide"),
+            ({"fisher_stride": 0}, "fisher_stride must be at least 1"),
+            ({"num_chunks": 3}, "num_chunks=3 must divide the 8 time steps"),
+        ],
+    )
+    def test_impossible_options_are_refused(self, module, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.batch(module, **options)
+
+    def test_npg_needs_one_kind_of_step(self):
+        for options in ({"max_kl": None}, {"max_kl": 0.01, "step_size": 0.1}):
+            with pytest.raises(ValueError, match="either max_kl"):
+                self.batch(npg, **options)
 
 
 def test_progress_is_what_the_loop_carries():

@@ -14,9 +14,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # from the ground up; a room imports from lower floors only, and from itself
     {"_ahead", "_jit", "_advice", "types"},
     {"distributions"},
-    {"estimators", "losses", "gradients", "natural", "metrics"},
+    {"estimators", "losses", "gradients", "metrics"},
+    {"natural"},
     {"networks", "rollouts", "minibatch", "normalization", "replay", "tabular"},
-    {"diagnostics"},
+    {"diagnostics", "improvement"},
     {"training", "algorithms", "envs"},
     {"experiment"},
     {"", "__init__", "__main__"},

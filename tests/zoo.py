@@ -6,7 +6,7 @@ import optax
 
 import pgjax
 from pgjax import networks
-from pgjax.algorithms import a2c, actor_critic, ppo, reinforce
+from pgjax.algorithms import a2c, actor_critic, npg, ppo, reinforce, trpo
 
 CARTPOLE = pgjax.envs.make("CartPole-v1", max_steps_in_episode=12)
 PENDULUM = pgjax.envs.make("Pendulum-v1", max_steps_in_episode=12)
@@ -62,6 +62,11 @@ def _actor_critic(env=CARTPOLE, actor=None, learning_rate=1e-3, **options):
     return actor_critic.make(*env, actor or categorical(), value, adam(learning_rate), adam(), **options)
 
 
+def _trust(module, env=CARTPOLE, actor=None, learning_rate=1e-3, **options):
+    options = {"num_envs": 4, "num_steps": 8, "critic_epochs": 2, "critic_minibatches": 2} | options
+    return module.make(*env, actor or categorical(), critic(), adam(learning_rate), **options)
+
+
 def standardized(traj, valid, value):
     to_go = pgjax.reward_to_go(traj.reward, traj.terminated, traj.truncated)
     return pgjax.standardize(to_go - value(traj.obs), valid)
@@ -109,5 +114,9 @@ ZOO = {
     "reinforce-weight": lambda **o: _reinforce_critic(weight=standardized, discount_time=True, **o),
     "reinforce-continuous": lambda **o: _reinforce_critic(PENDULUM, GAUSSIAN, **o),
     "actor-critic": _actor_critic,
+    "npg": lambda **o: _trust(npg, **o),
+    "npg-fixed": lambda **o: _trust(npg, max_kl=None, step_size=0.01, num_chunks=2, **o),
+    "trpo": lambda **o: _trust(trpo, **o),
+    "trpo-continuous": lambda **o: _trust(trpo, PENDULUM, GAUSSIAN, fisher_stride=2, **o),
     "actor-critic-q": lambda **o: _actor_critic(all_action=True, discount_time=True, **o),
 }

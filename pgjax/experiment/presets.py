@@ -68,6 +68,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         critic_optimizer=dict(learning_rate=1e-3, schedule="linear"),
         num_envs=16,
     ),
+    "npg": dict(critic_optimizer=dict(max_grad_norm=None)),
+    "trpo": dict(critic_optimizer=dict(max_grad_norm=None)),
 }
 
 _PPO_CONTINUOUS = dict(normalize_obs=True, normalize_reward=True, entropy_coef=0.0, num_epochs=10)
@@ -79,6 +81,8 @@ CONTINUOUS: dict[str, dict[str, Any]] = {
 
 _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
 _MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
+
+_TRUST_PENDULUM = dict(gamma=0.9, num_steps=256, critic_minibatches=16, max_kl=0.02)
 
 # What is different where.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
@@ -111,6 +115,18 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("actor_critic", "MountainCarContinuous-v0"): dict(),
     ("actor_critic", "Catch-bsuite"): dict(steps=200_000),
     ("actor_critic", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
+    ("npg", "CartPole-v1"): dict(),
+    ("npg", "Acrobot-v1"): dict(),
+    ("npg", "Pendulum-v1"): _TRUST_PENDULUM,
+    ("npg", "MountainCarContinuous-v0"): dict(num_steps=512),
+    ("npg", "Catch-bsuite"): dict(steps=200_000),
+    ("npg", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
+    ("trpo", "CartPole-v1"): dict(),
+    ("trpo", "Acrobot-v1"): dict(),
+    ("trpo", "Pendulum-v1"): _TRUST_PENDULUM,
+    ("trpo", "MountainCarContinuous-v0"): dict(num_steps=512),
+    ("trpo", "Catch-bsuite"): dict(steps=200_000),
+    ("trpo", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
 }
 
 # Environment steps of one iteration, at most, and its gradient steps; None where the steps are not fixed.
@@ -119,6 +135,8 @@ _ITERATION: dict[str, Callable[[dict[str, Any]], tuple[int, int | None]]] = {
     "a2c": lambda o: (o["num_envs"] * o["num_steps"], 1),
     "actor_critic": lambda o: (o["num_envs"] * o["num_updates"], o["num_updates"]),
     "reinforce": lambda o: (o["num_episodes"] * o["max_steps"], None),
+    "npg": lambda o: (o["num_envs"] * o["num_steps"], o["critic_epochs"] * o["critic_minibatches"]),
+    "trpo": lambda o: (o["num_envs"] * o["num_steps"], o["critic_epochs"] * o["critic_minibatches"]),
 }
 
 

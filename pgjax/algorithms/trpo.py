@@ -1,0 +1,127 @@
+"""Trust region policy optimization: the natural gradient, as far as a KL bound lets it go."""
+
+from typing import Any
+
+import jax
+import optax
+
+from pgjax import improvement
+from pgjax.improvement import State, natural_step
+from pgjax.natural.trust_region import backtracking_line_search, kl_step_size
+from pgjax.types import Algorithm, Array, Environment, Metrics, Network, Numeric, Transition
+
+
+def make(
+    env: Environment,
+    env_params: Any,
+    actor: Network,
+    critic: Network,
+    critic_optimizer: optax.GradientTransformation,
+    *,
+    num_envs: int = 8,
+    num_steps: int = 128,
+    gamma: Numeric = 0.99,
+    lambda_: Numeric = 0.95,
+    max_kl: Numeric = 0.01,
+    backtrack: Numeric = 0.8,
+    num_backtracks: int = 10,
+    damping: Numeric = 0.1,
+    cg_iters: int = 10,
+    count_damping: bool = True,
+    fisher_stride: int = 1,
+    num_chunks: int = 1,
+    normalize_advantage: bool = True,
+    critic_epochs: int = 10,
+    critic_minibatches: int = 4,
+    num_shards: int | None = None,
+) -> Algorithm[State]:
+    """TRPO; one iteration is `num_envs * num_steps` steps and one step of the policy.
+
+    Args:
+        env: the environment.
+        env_params: its parameters.
+        actor: `obs -> Distribution`.
+        critic: `obs -> V [...]`.
+        critic_optimizer: of the critic; the actor has none.
+        num_envs: N.
+        num_steps: T.
+        gamma: discount factor.
+        lambda_: trace decay of the advantage.
+        max_kl: δ, the bound on KL(old ‖ new) in nats.
+        backtrack: by how much the step shrinks while it violates the bound or does not improve.
+        num_backtracks: how many steps are tried; if none will do, the policy stays as it was.
+        damping: λ, added to the Fisher information.
+        cg_iters: iterations of conjugate gradients.
+        count_damping: measure the step with the damped matrix, as all reference implementations do; False
+            measures it with the Fisher information itself, as the bound has it.
+        fisher_stride: take every `fisher_stride`-th time step for the curvature; the gradient sees all.
+        num_chunks: of the Fisher's batch, to bound its memory at the price of recomputation.
+        normalize_advantage: standardise the advantages of a rollout.
+        critic_epochs: passes of the critic over a rollout.
+        critic_minibatches: gradient steps of the critic in each pass.
+        num_shards: the critic's samples are shuffled within shards of whole environments; by default
+            `gcd(num_envs, 8)`.
+
+    Returns:
+        The algorithm.
+
+    Raises:
+        ValueError: if the sizes do not divide.
+
+    References:
+        Schulman et al. 2015, Trust region policy optimization, section 6 and appendix C;
+        Schulman et al. 2016, High-dimensional continuous control using generalized advantage estimation.
+    """
+
+    def improve(params: Any, traj: Transition, advantage: Array) -> tuple[Any, Metrics]:
+        """One step of the policy."""
+        surrogate, gradient, direction, cg, entropy = natural_step(
+            actor,
+            params,
+            traj,
+            advantage,
+            damping=damping,
+            cg_iters=cg_iters,
+            fisher_stride=fisher_stride,
+            num_chunks=num_chunks,
+        )
+        size = kl_step_size(cg.damped_curvature if count_damping else cg.curvature, max_kl=max_kl)
+        full_step = jax.tree.map(lambda x: size * x, direction)
+        params, search = backtracking_line_search(
+            params,
+            full_step,
+            surrogate,
+            max_kl=max_kl,
+            backtrack=backtrack,
+            num_backtracks=num_backtracks,
+        )
+        predicted = search.scale * optax.tree.vdot(gradient, full_step)
+        return params, {
+            "kl": search.kl,
+            "predicted_improvement": predicted,
+            "improvement": search.improvement,
+            "line_search_index": search.chosen.astype(float),
+            "cg_residual": cg.relative_residual,
+            "grad_norm": optax.tree.norm(gradient),
+            "step_norm": search.scale * optax.tree.norm(full_step),
+            "entropy": entropy,
+        }
+
+    return improvement.make(
+        env,
+        env_params,
+        actor,
+        critic,
+        critic_optimizer,
+        improve,
+        num_envs=num_envs,
+        num_steps=num_steps,
+        gamma=gamma,
+        lambda_=lambda_,
+        fisher_stride=fisher_stride,
+        num_chunks=num_chunks,
+        normalize_advantage=normalize_advantage,
+        critic_epochs=critic_epochs,
+        critic_minibatches=critic_minibatches,
+        num_shards=num_shards,
+    )

@@ -1,0 +1,1 @@
+"""The geometry of policies: Fisher information, natural gradients, trust regions."""
