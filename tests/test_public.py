@@ -5,6 +5,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import pgjax
@@ -72,6 +73,15 @@ def draw(key, n):
     return jax.random.normal(key, (T, n)), None
 
 
+def improvement(params):
+    return params.sum(), (params**2).mean()
+
+
+def squared_output(params, batch):
+    return ((batch @ params) ** 2).mean()
+
+
+SGD = optax.sgd(0.1)
 AUDIT = {"exact": jnp.zeros(()), "batch_sizes": (1, 2), "num_batches": 3}
 G = {"gamma": 0.9}
 GL = {"gamma": 0.9, "lambda_": 0.8}
@@ -119,6 +129,16 @@ EXAMPLES = {
     "audit_table": (({"mean": pgjax.audit(KEY, lambda traj, valid: traj.mean(), draw, **AUDIT)},), {}),
     "variance_decomposition": ((MDP, linear, PARAMS), {}),
     "optimal_state_baseline": ((MDP, linear, PARAMS), {}),
+    "fisher_matrix": ((linear, PARAMS, FEATURES), {"weight": 1.0 * VALID}),
+    "empirical_fisher_matrix": ((linear, PARAMS, FEATURES, ACTION), {"weight": 1.0 * VALID}),
+    "fisher_vector_product": ((linear, PARAMS, FEATURES, PARAMS), {"damping": 0.1}),
+    "natural_gradient": ((linear, PARAMS, FEATURES, PARAMS), {"damping": 0.1, "cg_iters": 2}),
+    "kl_step_size": ((2.0,), {"max_kl": 0.01}),
+    "backtracking_line_search": ((PARAMS, PARAMS, improvement), {"max_kl": 0.01}),
+    "minibatch_descent": (
+        (KEY, squared_output, SGD, PARAMS, SGD.init(PARAMS), FEATURES),
+        {"num_minibatches": 2, "num_epochs": 1},
+    ),
     "to_shards": ((TRAJ, 2), {}),
     "shuffled_minibatches": ((KEY, 2, 6, 3, 2), {}),
     "take_minibatch": ((FEATURES, jnp.zeros((T, 2), int)), {}),
