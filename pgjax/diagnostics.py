@@ -42,9 +42,9 @@ class Audit(NamedTuple):
             by Student's t. Of P parameters (1 − confidence) P miss on average.
         bias_norm: `[B]`, ‖E g − ∇‖, from the unbiased estimate of its square, ‖ḡ − ∇‖² − tr Cov(ḡ − ∇):
             noise does not inflate it. 0 where that estimate is negative.
-        bias_norm_interval: `[B, 2]`, a confidence interval for the norm. Its lower end is 0 with probability
-            `confidence` if the estimator is unbiased. Exact for one parameter; with many and a clear bias
-            it is wider than it need be.
+        bias_norm_interval: `[B, 2]`, a confidence interval for the norm, ‖ḡ − ∇‖ plus or minus a quantile
+            of ‖noise‖. Its lower end is 0 with probability `confidence` if the estimator is unbiased. Exact
+            for one parameter; with many parameters it is too wide where the bias is clear or M is small.
         variance: of every parameter of g, like the gradient.
         total_variance: `[B]`, their sum, tr Cov g.
         mean_squared_error: `[B]`, E‖g − ∇‖²: the squared bias plus the total variance.
@@ -156,8 +156,8 @@ def audit(
     run side by side, as many as `max_trajectories` allows, the rest after them.
 
     Memory: M × P floats an estimator, P the number of parameters, for one batch size at a time (twice that
-    without `exact`); min(M, P)² floats; and the trajectories and gradients of one chunk. B × P floats
-    an estimator remain.
+    without `exact`); for one estimator at a time some copies of them and min(M, P)² floats; and the
+    trajectories of one chunk with what the estimators make of them. B × P floats an estimator remain.
 
     Intervals rest on the normality of the mean over M batches; they are exact for normal gradients of one
     parameter. Take M of 100 or more, and many more for heavy tails (importance ratios far from 1).
@@ -176,8 +176,9 @@ def audit(
         batch_sizes: trajectories in a batch, B numbers.
         num_batches: M, batches of every size, at least 2.
         confidence: of the intervals, in (0, 1).
-        max_trajectories: at most so many trajectories at a time. One batch at a time runs without `vmap`
-            (some linear algebra is slow under it, or worse).
+        max_trajectories: at most so many trajectories at a time, no fewer than the largest batch. Where
+            that leaves one batch at a time there is no `vmap`, which some linear algebra needs: with jax
+            0.10 on CPU, several batched decompositions in one program may block each other.
         reference: without `exact`, the name of the estimator whose mean serves for all; None for each its
             own.
 
@@ -220,7 +221,7 @@ def audit(
     programs = {
         size: jax.jit(
             _program(estimators, sample, size, num_batches, max_trajectories // size),
-            compiler_options=_compiler_options(key),
+            compiler_options=_compiler_options(reference_key),
         )
         for size in set(sizes)
     }
@@ -362,10 +363,10 @@ def variance_decomposition(
     # the scores of a state have mean 0, so this mean over actions is the same with any baseline
     mean = jnp.einsum("sa,sap->sp", parts.policy * parts.action_value, parts.score)
     average = parts.visitation @ mean
-    square_of_mean = jnp.square(mean).sum(-1)
+    surplus = advantage[..., None] * parts.score - mean[:, None]
     return VarianceParts(
         trajectory=(weight * squares * variance).sum(),
-        action=(weight * squares * jnp.square(advantage)).sum() - parts.visitation @ square_of_mean,
+        action=(weight * jnp.square(surplus).sum(-1)).sum(),
         state=parts.visitation @ jnp.square(mean - average[None]).sum(-1),
     )
 

@@ -289,6 +289,18 @@ def test_it_can_be_compiled_and_mapped_over():
     close(jax.tree.map(lambda x: x[1], found), audit(keys[1]), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("disabled", [False, True])
+def test_the_key_may_be_a_constant_of_a_compiled_function(disabled):
+    before = jax.config.read("jax_disable_most_optimizations")
+    try:
+        jax.config.update("jax_disable_most_optimizations", disabled)
+        inside = jax.jit(lambda: normal_audit(batch_sizes=(1,), num_batches=3).bias)()
+        outside = normal_audit(batch_sizes=(1,), num_batches=3).bias
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+    close(inside, outside, rtol=1e-4, atol=1e-6)
+
+
 def test_an_estimator_that_is_always_right_has_no_bias_no_noise_and_endless_signal():
     found = pgjax.audit(
         KEY,
