@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from pgjax.estimators.advantages import gae, standardize
+from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
 from pgjax.metrics import explained_variance, surrogate_improvement
 from pgjax.minibatch import minibatch_descent, to_shards
@@ -61,14 +62,14 @@ class NaturalStep(NamedTuple):
         gradient: of the mean improvement.
         direction: the natural gradient.
         cg: how well it was solved for.
-        entropy: of the policy that acted, a mean.
+        metrics: `policy_loss`, `entropy` and `grad_norm` at the policy that acted.
     """
 
     surrogate: Callable[[Any], tuple[Array, Array]]
     gradient: Any
     direction: Any
     cg: CGInfo
-    entropy: Array
+    metrics: Metrics
 
 
 def natural_step(
@@ -110,7 +111,12 @@ def natural_step(
     direction, cg = natural_gradient(
         actor.apply, params, seen, gradient, damping=damping, cg_iters=cg_iters, num_chunks=num_chunks
     )
-    return NaturalStep(surrogate, gradient, direction, cg, old.entropy().mean())
+    metrics = {
+        "policy_loss": score_function_loss(old_log_prob, advantage).mean(),
+        "entropy": old.entropy().mean(),
+        "grad_norm": optax.tree.norm(gradient),
+    }
+    return NaturalStep(surrogate, gradient, direction, cg, metrics)
 
 
 def make(

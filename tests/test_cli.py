@@ -78,7 +78,7 @@ def test_help_shows_every_option_with_the_presets_value(capsys):
         ("trian ppo", "Did you mean train?"),
         ("train", "Name the algorithm first"),
         ("train --env CartPole-v1", "Name the algorithm first"),
-        ("train ppoo", "Did you mean ppo?"),
+        ("train ppoo", "Did you mean ppo or trpo?"),
         ("train ppo --env CartPol-v1", "CartPole-v1"),
         ("train ppo --env", "--env"),
         ("train ppo --env MNISTBandit-bsuite", "download"),

@@ -93,7 +93,7 @@ def test_reinforce_takes_its_limit_from_the_environment():
 @pytest.mark.parametrize(
     "algorithm, environment, changes, message",
     [
-        ("ppoo", "CartPole-v1", {}, "Did you mean ppo?"),
+        ("ppoo", "CartPole-v1", {}, "Did you mean ppo or trpo?"),
         ("ppo", "CartPol-v1", {}, "CartPole-v1"),
         ("ppo", "MNISTBandit-bsuite", {}, "download"),
         ("ppo", "CartPole-v1", {"clip_epz": 0.1}, "clip_eps"),

@@ -78,7 +78,7 @@ def make(
 
     def improve(params: Any, traj: Transition, advantage: Array) -> tuple[Any, Metrics]:
         """One step of the policy."""
-        surrogate, gradient, direction, cg, entropy = natural_step(
+        surrogate, gradient, direction, cg, metrics = natural_step(
             actor,
             params,
             traj,
@@ -95,14 +95,12 @@ def make(
         change = jax.tree.map(lambda x: size * x, direction)
         params = optax.apply_updates(params, change)
         gained, kl = surrogate(params)
-        return params, {
+        return params, metrics | {
             "kl": kl,
             "predicted_improvement": jnp.asarray(optax.tree.vdot(gradient, change)),
             "improvement": gained,
             "cg_residual": cg.relative_residual,
-            "grad_norm": optax.tree.norm(gradient),
             "step_norm": optax.tree.norm(change),
-            "entropy": entropy,
         }
 
     return improvement.make(

@@ -75,7 +75,7 @@ def make(
 
     def improve(params: Any, traj: Transition, advantage: Array) -> tuple[Any, Metrics]:
         """One step of the policy."""
-        surrogate, gradient, direction, cg, entropy = natural_step(
+        surrogate, gradient, direction, cg, metrics = natural_step(
             actor,
             params,
             traj,
@@ -96,15 +96,13 @@ def make(
             num_backtracks=num_backtracks,
         )
         predicted = search.scale * optax.tree.vdot(gradient, full_step)
-        return params, {
+        return params, metrics | {
             "kl": search.kl,
             "predicted_improvement": predicted,
             "improvement": search.improvement,
             "line_search_index": search.chosen.astype(float),
             "cg_residual": cg.relative_residual,
-            "grad_norm": optax.tree.norm(gradient),
             "step_norm": search.scale * optax.tree.norm(full_step),
-            "entropy": entropy,
         }
 
     return improvement.make(
