@@ -200,7 +200,7 @@ def test_a_chance_that_no_sample_would_show_is_refused():
     def rare(key, state, move):
         return jnp.where(jax.random.uniform(key) < 1e-30, -move, move), 0.0
 
-    with pytest.raises(ValueError, match="The observation of Walk may depend on chance"):
+    with pytest.raises(ValueError, match="The next state of Walk may depend on chance"):
         read(Walk(rare))
 
 

@@ -325,7 +325,7 @@ _ELEMENTWISE = {
     *("and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge", "select_n"),
     *("exp", "log", "sqrt", "square", "integer_pow", "pow", "convert_element_type", "copy"),
 }
-_MOVING = {"reshape", "broadcast_in_dim", "squeeze", "transpose", "slice", "rev", "concatenate"}
+_MOVING = {"reshape", "broadcast_in_dim", "squeeze", "transpose", "slice", "rev", "concatenate", "stack"}
 
 
 def _marked(
