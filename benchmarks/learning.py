@@ -24,6 +24,13 @@ TASKS = {  # (algorithm, environment): the interquartile mean and the worst seed
     ("a2c", "Catch-bsuite"): (None, None),
     ("a2c", "Acrobot-v1"): (None, None),
     ("actor_critic", "CartPole-v1"): (None, None),
+    ("npg", "CartPole-v1"): (450.0, None),
+    ("trpo", "CartPole-v1"): (475.0, None),
+    ("trpo", "Pendulum-v1"): (-250.0, None),
+    ("trpo", "Acrobot-v1"): (-95.0, None),
+    ("acktr", "CartPole-v1"): (475.0, None),
+    ("acktr", "Acrobot-v1"): (-95.0, None),
+    ("acktr", "Pendulum-v1"): (None, None),
 }
 
 

@@ -64,6 +64,23 @@ class EpisodeStats(NamedTuple):
         }
 
 
+def reduce_updates(metrics: Metrics) -> Metrics:
+    """The metrics of several updates as those of one iteration.
+
+    Args:
+        metrics: leaves `[K]`, stacked by a scan over K updates.
+
+    Returns:
+        Scalars: sums of what `EpisodeStats.metrics` counts, means of all else.
+
+    Example:
+        >>> reduce_updates({"episodes": jnp.array([1, 2]), "entropy": jnp.array([1.0, 2.0])})
+        {'episodes': Array(3, dtype=int32), 'entropy': Array(1.5, dtype=float32)}
+    """
+    sums = ("episodes", "episode_return_sum", "episode_length_sum")
+    return {name: x.sum() if name in sums else x.mean() for name, x in metrics.items()}
+
+
 def reset_envs(key: PRNGKey, env: Environment, env_params: Any, num_envs: int) -> EnvCarry:
     """Start N environments.
 

@@ -15,13 +15,13 @@ from zoo import CARTPOLE, MASKED, PENDULUM, ZOO, adam, categorical, critic, sepa
 
 import pgjax
 from pgjax import networks
-from pgjax.algorithms import a2c, actor_critic, npg, ppo, reinforce, trpo
+from pgjax.algorithms import a2c, acktr, actor_critic, npg, ppo, reinforce, trpo
 from pgjax.training import Progress, advance, init_progress, split_run_key
 from pgjax.types import Algorithm
 
 KEY = jax.random.key(0)
 ALGORITHMS = sorted(ZOO)
-MODULES = [a2c, actor_critic, npg, ppo, reinforce, trpo]
+MODULES = [a2c, acktr, actor_critic, npg, ppo, reinforce, trpo]
 
 
 @functools.cache

@@ -6,7 +6,8 @@ import optax
 
 import pgjax
 from pgjax import networks
-from pgjax.algorithms import a2c, actor_critic, npg, ppo, reinforce, trpo
+from pgjax.algorithms import a2c, acktr, actor_critic, npg, ppo, reinforce, trpo
+from pgjax.natural.kfac import kfac_optimizer
 
 CARTPOLE = pgjax.envs.make("CartPole-v1", max_steps_in_episode=12)
 PENDULUM = pgjax.envs.make("Pendulum-v1", max_steps_in_episode=12)
@@ -67,6 +68,12 @@ def _trust(module, env=CARTPOLE, actor=None, learning_rate=1e-3, **options):
     return module.make(*env, actor or categorical(), critic(), adam(learning_rate), **options)
 
 
+def _acktr(env=CARTPOLE, actor=None, learning_rate=0.1, **options):
+    options = {"num_envs": 4, "num_steps": 5, "num_updates": 2} | options
+    optimizers = kfac_optimizer(learning_rate), kfac_optimizer(0.1)
+    return acktr.make(*env, actor or categorical(), critic(), *optimizers, **options)
+
+
 def standardized(traj, valid, value):
     to_go = pgjax.reward_to_go(traj.reward, traj.terminated, traj.truncated)
     return pgjax.standardize(to_go - value(traj.obs), valid)
@@ -118,5 +125,7 @@ ZOO = {
     "npg-fixed": lambda **o: _trust(npg, max_kl=None, step_size=0.01, num_chunks=2, **o),
     "trpo": lambda **o: _trust(trpo, **o),
     "trpo-continuous": lambda **o: _trust(trpo, PENDULUM, GAUSSIAN, fisher_stride=2, **o),
+    "acktr": _acktr,
+    "acktr-continuous": lambda **o: _acktr(PENDULUM, GAUSSIAN, normalize_advantage=True, **o),
     "actor-critic-q": lambda **o: _actor_critic(all_action=True, discount_time=True, **o),
 }

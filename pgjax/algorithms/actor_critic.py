@@ -10,7 +10,7 @@ from pgjax.estimators.advantages import td_error
 from pgjax.estimators.returns import time_discount
 from pgjax.losses.policy import all_action_loss, score_function_loss
 from pgjax.losses.value import expected_sarsa_loss, squared_error_loss
-from pgjax.rollouts import EnvCarry, reset_envs, rollout
+from pgjax.rollouts import EnvCarry, reduce_updates, reset_envs, rollout
 from pgjax.types import (
     Algorithm,
     Array,
@@ -170,9 +170,8 @@ def make(
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
         keys = jax.random.split(key, num_updates)
         state, metrics = jax.lax.scan(lambda state, key: update(key, state), state, keys)
-        sums = ("episodes", "episode_return_sum", "episode_length_sum")
-        reduced = {k: m.sum() if k in sums else m.mean() for k, m in metrics.items()}
-        return state, reduced | {"env_steps": jnp.asarray(num_envs * num_updates, jnp.int32)}
+        env_steps = jnp.asarray(num_envs * num_updates, jnp.int32)
+        return state, reduce_updates(metrics) | {"env_steps": env_steps}
 
     def act(key: PRNGKey, state: State, obs: ArrayTree) -> Array:
         del key

@@ -223,7 +223,7 @@ def _train_options(preset: Any) -> type:
         argument = tyro.conf.arg(name=name.rstrip("_").replace("_", "-"), help=help_of.get(name))
         fields.append((name, Annotated[kind, argument], default))
     fields.append(("network", presets.NetworkSpec, preset.network))
-    fields += [(name, presets.OptimizerSpec, spec) for name, spec in preset.optimizers.items()]
+    fields += [(name, type(spec), spec) for name, spec in preset.optimizers.items()]
     if parameters := _env_parameters(preset):
         env_params = dataclasses.make_dataclass("EnvParams", parameters)
         fields.append(("env_params", env_params, env_params()))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from pgjax.estimators.baselines import (
     time_features,
 )
 from pgjax.estimators.returns import reward_to_go, total_return
+from pgjax.natural.kfac import KFACOptimizer, kfac_optimizer
 from pgjax.types import Array, Numeric, Transition
 
 
@@ -63,6 +64,34 @@ class OptimizerSpec(NamedTuple):
     schedule: Literal["constant", "linear"] = "constant"
 
 
+class KFACSpec(NamedTuple):
+    """A Kronecker-factored optimizer, `natural.kfac.kfac_optimizer`.
+
+    Attributes:
+        learning_rate: at the start; the trust region makes it smaller where it must.
+        max_kl: KL divergence that one step may make, by the curvature, times two.
+        momentum: of the steps.
+        decay: of the running averages of the curvature.
+        damping: added to the curvature.
+        split_damping: between the factors of the curvature instead of to their product.
+        max_grad_norm: gradients are clipped to this global norm; None: not at all.
+        schedule: "linear" takes the rate to 0 at the last update of the run.
+    """
+
+    learning_rate: float = 0.25
+    max_kl: float = 1e-3
+    momentum: float = 0.9
+    decay: float = 0.99
+    damping: float = 0.01
+    split_damping: bool = False
+    max_grad_norm: float | None = None
+    schedule: Literal["constant", "linear"] = "linear"
+
+
+Spec: TypeAlias = OptimizerSpec | KFACSpec
+"""Of an optimizer."""
+
+
 def _weight(baseline: Callable[[Transition, Array, Array], Array]) -> Callable[[Numeric], Any]:
     """REINFORCE's weight: the reward-to-go minus a baseline of `(traj, reward_to_go, valid)`."""
 
@@ -92,7 +121,7 @@ WEIGHTS: dict[str, Callable[[Numeric], Any]] = {
 
 # Ranges of concrete values: (lowest, highest, whether the lowest itself will do).
 _RANGES: dict[str, tuple[float, float, bool]] = {
-    **dict.fromkeys(("gamma", "lambda_", "decay"), (0.0, 1.0, True)),
+    **dict.fromkeys(("gamma", "lambda_", "decay", "momentum"), (0.0, 1.0, True)),
     **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps"), (0.0, math.inf, True)),
     **dict.fromkeys(("clip_eps", "value_clip_eps", "obs_clip", "reward_clip"), (0.0, math.inf, False)),
     **dict.fromkeys(("max_kl", "kl_target", "learning_rate", "max_grad_norm"), (0.0, math.inf, False)),
@@ -165,7 +194,19 @@ def make_networks(
     return {"network": together, "actor": actor(torso), "critic": critic}
 
 
-def make_optimizer(spec: OptimizerSpec, num_updates: int | None) -> optax.GradientTransformation:
+def default_spec(annotation: Any) -> Spec:
+    """The optimizer that a parameter of `make` asks for.
+
+    Args:
+        annotation: of the parameter.
+
+    Returns:
+        Its settings.
+    """
+    return KFACSpec() if annotation is KFACOptimizer else OptimizerSpec()
+
+
+def make_optimizer(spec: Spec, num_updates: int | None) -> optax.GradientTransformation:
     """An optax optimizer.
 
     Args:
@@ -178,6 +219,9 @@ def make_optimizer(spec: OptimizerSpec, num_updates: int | None) -> optax.Gradie
     rate: Any = spec.learning_rate
     if num_updates is not None:
         rate = optax.linear_schedule(spec.learning_rate, 0.0, num_updates)
+    if isinstance(spec, KFACSpec):
+        settings = spec._replace(learning_rate=rate)._asdict()
+        return kfac_optimizer(**{name: x for name, x in settings.items() if name != "schedule"})
     if spec.name == "adam":
         step = optax.adam(rate, eps=spec.eps)
     elif spec.name == "rmsprop":

@@ -16,9 +16,10 @@ from pgjax import algorithms, envs
 from pgjax.experiment.parts import (
     WEIGHTS,
     NetworkSpec,
-    OptimizerSpec,
+    Spec,
     check_known,
     check_ranges,
+    default_spec,
     make_networks,
     make_optimizer,
 )
@@ -46,7 +47,7 @@ class Preset(NamedTuple):
     env_params: dict[str, Any]
     steps: int
     network: NetworkSpec
-    optimizers: dict[str, OptimizerSpec]
+    optimizers: dict[str, Spec]
     options: dict[str, Any]
 
 
@@ -68,8 +69,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         critic_optimizer=dict(learning_rate=1e-3, schedule="linear"),
         num_envs=16,
     ),
-    "npg": dict(critic_optimizer=dict(max_grad_norm=None)),
-    "trpo": dict(critic_optimizer=dict(max_grad_norm=None)),
+    "npg": dict(critic_optimizer=dict(learning_rate=1e-3, max_grad_norm=None)),
+    "trpo": dict(critic_optimizer=dict(learning_rate=1e-3, max_grad_norm=None)),
+    "acktr": dict(lambda_=0.95),
 }
 
 _PPO_CONTINUOUS = dict(normalize_obs=True, normalize_reward=True, entropy_coef=0.0, num_epochs=10)
@@ -127,6 +129,11 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("trpo", "MountainCarContinuous-v0"): dict(num_steps=512),
     ("trpo", "Catch-bsuite"): dict(steps=200_000),
     ("trpo", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
+    ("acktr", "CartPole-v1"): dict(),
+    ("acktr", "Acrobot-v1"): dict(),
+    ("acktr", "Pendulum-v1"): dict(gamma=0.9, entropy_coef=0.0),
+    ("acktr", "MountainCarContinuous-v0"): dict(entropy_coef=0.0),
+    ("acktr", "Catch-bsuite"): dict(steps=200_000),
 }
 
 # Environment steps of one iteration, at most, and its gradient steps; None where the steps are not fixed.
@@ -137,6 +144,7 @@ _ITERATION: dict[str, Callable[[dict[str, Any]], tuple[int, int | None]]] = {
     "reinforce": lambda o: (o["num_episodes"] * o["max_steps"], None),
     "npg": lambda o: (o["num_envs"] * o["num_steps"], o["critic_epochs"] * o["critic_minibatches"]),
     "trpo": lambda o: (o["num_envs"] * o["num_steps"], o["critic_epochs"] * o["critic_minibatches"]),
+    "acktr": lambda o: (o["num_envs"] * o["num_steps"] * o["num_updates"], o["num_updates"]),
 }
 
 
@@ -213,7 +221,11 @@ def preset(algorithm: str, environment: str, **changes: Any) -> Preset:
         env_params={},
         steps=500_000,
         network=NetworkSpec(),
-        optimizers={name: OptimizerSpec() for name in make_parameters if name.endswith("optimizer")},
+        optimizers={
+            name: default_spec(p.annotation)
+            for name, p in make_parameters.items()
+            if name.endswith("optimizer")
+        },
         options={name: p.default for name, p in keyword_options(algorithm).items()},
     )
     base = change(base, **DEFAULTS.get(algorithm, {}))
@@ -413,7 +425,7 @@ def _action_space(environment: str) -> Any:
     return env.action_space(env_params)
 
 
-def _horizon(preset: Preset, name: str, spec: OptimizerSpec) -> int | None:
+def _horizon(preset: Preset, name: str, spec: Spec) -> int | None:
     """Gradient steps in the whole run, for a schedule; None where the rate is constant."""
     if spec.schedule == "constant":
         return None

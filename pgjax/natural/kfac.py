@@ -30,9 +30,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from jax import lax
 
 from pgjax._jit import compiled
+from pgjax._lapack import one_at_a_time_on_cpu
 from pgjax.types import Array, ArrayTree, Numeric, Params, PRNGKey
 
 Apply: TypeAlias = Callable[[Params, ArrayTree], Any]
@@ -92,11 +92,20 @@ class OptimizerState(NamedTuple):
         kfac: the curvature.
         velocity: m, a pytree like the parameters.
         num_updates: int32 scalar.
+        trust_scale: ν of the last update; 1 before the first.
     """
 
     kfac: KFACState
     velocity: Any
     num_updates: Array
+    trust_scale: Array
+
+
+class KFACOptimizer(optax.GradientTransformationExtraArgs):
+    """What `kfac_optimizer` returns: an optax optimizer whose state is an `OptimizerState`."""
+
+    init: Callable[[Params], OptimizerState]  # pyright: ignore[reportIncompatibleVariableOverride]
+    update: Callable[..., tuple[Any, OptimizerState]]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 def dense_layers(apply: Apply, params: Params, obs: ArrayTree) -> tuple[str, ...]:
@@ -473,7 +482,7 @@ def rate_at(learning_rate: optax.ScalarOrSchedule, num_updates: Array) -> Array:
 
 def kfac_optimizer(
     learning_rate: optax.ScalarOrSchedule,
-    layers: Sequence[str],
+    layers: Sequence[str] | None = None,
     *,
     max_kl: Numeric = 0.001,
     momentum: Numeric = 0.9,
@@ -481,15 +490,16 @@ def kfac_optimizer(
     damping: Numeric = 0.01,
     split_damping: bool = False,
     max_grad_norm: Numeric | None = None,
-) -> optax.GradientTransformationExtraArgs:
+) -> KFACOptimizer:
     """The functions of this module as an optax optimizer.
 
     `update` takes two more arguments: `factors`, of the batch, and `refresh_now=True`, static: whether the
-    factors are decomposed anew. They are decomposed before they are used.
+    factors are decomposed anew. They are decomposed before they are used. For one decomposition every k
+    updates, begin a scan of k updates with `state._replace(kfac=refresh(state.kfac))`.
 
     Args:
         learning_rate: η, or a schedule of it by the number of updates.
-        layers: see `init`.
+        layers: see `init`; None: every layer that has a matrix as its kernel.
         max_kl: κ.
         momentum: μ.
         decay: ρ.
@@ -505,7 +515,7 @@ def kfac_optimizer(
         >>> actor = networks.CategoricalActor(2)
         >>> obs, key = jnp.ones((3, 4)), jax.random.key(0)
         >>> params = actor.init(key, obs)
-        >>> optimizer = kfac_optimizer(0.25, dense_layers(actor.apply, params, obs))
+        >>> optimizer = kfac_optimizer(0.25)
         >>> found = factors(actor.apply, params, obs, key)
         >>> step, state = optimizer.update(params, optimizer.init(params), factors=found)
         >>> state.num_updates
@@ -513,8 +523,10 @@ def kfac_optimizer(
     """
 
     def init_fn(params: Params) -> OptimizerState:
+        named = _layers_with_matrices(params) if layers is None else layers
+        one = jnp.ones((), jnp.result_type(*jax.tree.leaves(params)))
         velocity = jax.tree.map(jnp.zeros_like, params)
-        return OptimizerState(init(params, layers), velocity, jnp.zeros((), jnp.int32))
+        return OptimizerState(init(params, named), velocity, jnp.zeros((), jnp.int32), one)
 
     def update_fn(
         updates: Any,
@@ -531,7 +543,7 @@ def kfac_optimizer(
         rate = rate_at(learning_rate, state.num_updates)
         curvature = update_factors(state.kfac, factors, decay=decay)
         curvature = refresh(curvature) if refresh_now else curvature
-        direction, _ = trusted_direction(
+        direction, scale = trusted_direction(
             curvature,
             updates,
             learning_rate=rate,
@@ -541,9 +553,10 @@ def kfac_optimizer(
             max_grad_norm=max_grad_norm,
         )
         velocity, step = momentum_step(state.velocity, direction, learning_rate=rate, momentum=momentum)
-        return step, OptimizerState(curvature, velocity, state.num_updates + 1)
+        scale = scale.astype(state.trust_scale.dtype)
+        return step, OptimizerState(curvature, velocity, state.num_updates + 1, scale)
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return KFACOptimizer(init_fn, update_fn)
 
 
 def _run(
@@ -676,6 +689,11 @@ def _flatten(params: Params) -> dict[str, Array]:
     return flat
 
 
+def _layers_with_matrices(params: Params) -> list[str]:
+    kernels = {name for name, x in _flatten(params).items() if x.ndim == 2}
+    return [name.removesuffix("/kernel") for name in sorted(kernels) if name.endswith("/kernel")]
+
+
 def _split(flat: dict[str, Array], layers: Sequence[str]) -> tuple[dict[str, Array], dict[str, Array]]:
     """A matrix `[I + 1, O]` for every layer, the bias in its last row, and what belongs to none."""
     blocks = {}
@@ -688,24 +706,7 @@ def _split(flat: dict[str, Array], layers: Sequence[str]) -> tuple[dict[str, Arr
     return blocks, rest
 
 
-def _eigen(*matrices: Array) -> tuple[tuple[Array, Array], ...]:
+@one_at_a_time_on_cpu
+def _decompose(*matrices: Array) -> tuple[tuple[Array, Array], ...]:
     found = [jnp.linalg.eigh(matrix) for matrix in matrices]
     return tuple((jnp.maximum(values, 0.0), vectors) for values, vectors in found)
-
-
-_decompose = jax.custom_batching.custom_vmap(_eigen)
-
-
-@_decompose.def_vmap
-def _decompose_batched(axis_size: int, in_batched: list[bool], *matrices: Array) -> Any:
-    """All of one problem's matrices, then the next problem's: no batched LAPACK calls on CPU."""
-    matrices = tuple(
-        x if is_batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
-        for x, is_batched in zip(matrices, in_batched, strict=True)
-    )
-    out = lax.platform_dependent(
-        *matrices,
-        cpu=lambda *matrices: lax.map(lambda one: _decompose(*one), matrices),
-        default=jax.vmap(_eigen),
-    )
-    return out, jax.tree.map(lambda _: True, out)

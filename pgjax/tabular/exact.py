@@ -20,6 +20,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from pgjax._jit import compiled
+from pgjax._lapack import one_at_a_time_on_cpu
 from pgjax.distributions import Categorical
 from pgjax.tabular.mdp import TabularMDP
 from pgjax.types import Array, ArrayTree, Numeric, Params, Transition
@@ -938,35 +939,12 @@ def _solve(system: Array, target: Array) -> Array:
     return lax.custom_linear_solve(lambda x: _sum("ij,j->i", system, x), target, solve, transpose_solve)
 
 
-def _one_at_a_time_on_cpu(function: Any) -> Any:
-    """Map over problems without batched LAPACK calls: several of them in one program deadlock on few cores.
-
-    Seen with jaxlib 0.10 on two cores and matrices of 64 × 64. Accelerators take the whole batch.
-    """
-    single = jax.custom_batching.custom_vmap(function)
-
-    @single.def_vmap
-    def batched(axis_size: int, in_batched: list[bool], *arrays: Array) -> Any:
-        arrays = tuple(
-            x if is_batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
-            for x, is_batched in zip(arrays, in_batched, strict=True)
-        )
-        out = lax.platform_dependent(
-            *arrays,
-            cpu=lambda *arrays: lax.map(lambda one: single(*one), arrays),
-            default=jax.vmap(function),
-        )
-        return out, jax.tree.map(lambda _: True, out)
-
-    return single
-
-
-@_one_at_a_time_on_cpu
+@one_at_a_time_on_cpu
 def _factorize_and_solve(system: Array, target: Array) -> Array:
     return jnp.linalg.solve(system, target)
 
 
-@_one_at_a_time_on_cpu
+@one_at_a_time_on_cpu
 def _singular_values(matrix: Array) -> tuple[Array, Array]:
     """Singular values `[K]` and right singular vectors `[K, P]` of `[N, P]`, K = min(N, P)."""
     _, values, basis = jnp.linalg.svd(matrix, full_matrices=False)
