@@ -25,6 +25,7 @@ from pgjax.estimators.baselines import (
     time_baseline,
     time_features,
 )
+from pgjax.estimators.off_policy import importance_ratio, retrace, vtrace
 from pgjax.estimators.recurrence import reverse_recurrence
 from pgjax.estimators.returns import (
     episode_time,
@@ -129,6 +130,7 @@ __all__ = [
     "gae",
     "gradient_cosine",
     "gradient_noise_scale",
+    "importance_ratio",
     "improvement_ratio",
     "init_moments",
     "init_reward_scaling",
@@ -145,6 +147,7 @@ __all__ = [
     "optimal_state_baseline",
     "policy_gradient",
     "reset_envs",
+    "retrace",
     "return_so_far",
     "reverse_recurrence",
     "reward_to_go",
@@ -173,4 +176,5 @@ __all__ = [
     "update_moments",
     "update_reward_scaling",
     "variance_decomposition",
+    "vtrace",
 ]
