@@ -65,6 +65,7 @@ def policy(key, obs):
 
 CARRY = pgjax.reset_envs(KEY, ENV, None, N)
 MOMENTS = pgjax.init_moments(jnp.zeros(K))
+REPLAY = pgjax.init_replay(jnp.zeros(K), 5)
 SCALING = pgjax.init_reward_scaling(N)
 MDP = tabular.random_mdp(KEY, K, 3, 0.9)
 
@@ -151,6 +152,10 @@ EXAMPLES = {
     "init_reward_scaling": ((N,), {}),
     "update_reward_scaling": ((SCALING, R, *FLAGS), G),
     "scale_reward": ((SCALING, R), {"clip": 5.0}),
+    "init_replay": ((TRAJ, 5), {}),
+    "add_to_replay": ((REPLAY, FEATURES), {}),
+    "sample_replay": ((KEY, REPLAY, 2), {}),
+    "n_step_transitions": ((TRAJ,), {**G, "n": 2}),
     "reset_envs": ((KEY, ENV, None, N), {}),
     "rollout": ((KEY, CARRY, policy, ENV, None, T), {}),
     "rollout_episodes": ((KEY, policy, ENV, None, N, T), {}),
