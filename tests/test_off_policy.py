@@ -139,7 +139,7 @@ def paths(steps):
 @pytest.mark.parametrize("lambda_", [1.0, 0.7])
 @pytest.mark.parametrize("rho_clip", [1.0, 2.0, np.inf])
 def test_the_fixed_point_of_vtrace_is_the_value_that_the_paper_says(rho_clip, lambda_, x64):
-    """Remark 1: at V of π_ρ̄ ∝ min(ρ̄ μ, π) the mean of v is V, and that of the advantage is 0."""
+    """Eq. 3: at V of π_ρ̄ ∝ min(ρ̄ μ, π) the mean of v is V, and that of the advantage is 0."""
     clipped = np.minimum(rho_clip * MU, PI)
     clipped /= clipped.sum(1, keepdims=True)
     value = (clipped * action_values(clipped)).sum(1)

@@ -23,6 +23,7 @@ ACTION = jnp.asarray(np.random.default_rng(2).integers(0, 3, (T, N)))
 PARAMS = jnp.asarray(np.random.default_rng(3).normal(size=(K, 3)), jnp.float32)
 TRAJ = Transition(FEATURES, ACTION, LOG_PROB, R, TERMINATED, TRUNCATED, FEATURES)
 FLAGS = TERMINATED, TRUNCATED
+TWINS, TWIN_FEATURES = jnp.stack([V, NEXT]), jnp.stack([FEATURES, -FEATURES])
 PROBS = jax.nn.softmax(FEATURES)
 KEY = jax.random.key(0)
 
@@ -120,7 +121,21 @@ EXAMPLES = {
     "all_action_loss": ((PROBS, FEATURES), {}),
     "squared_error_loss": ((V, R), {}),
     "clipped_value_loss": ((V, NEXT, R), {"clip_eps": 0.2}),
+    "huber_loss": ((V, R), {"delta": 0.5}),
+    "sarsa_loss": ((FEATURES, ACTION, R, FEATURES, ACTION, TERMINATED), G),
     "expected_sarsa_loss": ((FEATURES, ACTION, R, FEATURES, PROBS, TERMINATED), G),
+    "q_learning_loss": ((FEATURES, ACTION, R, FEATURES, TERMINATED), {**G, "error_loss": pgjax.huber_loss}),
+    "double_q_learning_loss": ((FEATURES, ACTION, R, FEATURES, -FEATURES, TERMINATED), G),
+    "clipped_double_q_loss": ((TWINS, R, -TWINS, TERMINATED), G),
+    "soft_q_loss": ((TWINS, R, -TWINS, LOG_PROB, TERMINATED), {**G, "alpha": 0.2}),
+    "expected_soft_q_loss": (
+        (TWIN_FEATURES, ACTION, R, TWIN_FEATURES, jnp.log(PROBS), TERMINATED),
+        {**G, "alpha": 0.2},
+    ),
+    "deterministic_policy_loss": ((V,), {}),
+    "soft_policy_loss": ((LOG_PROB, TWINS), {"alpha": 0.2}),
+    "expected_soft_policy_loss": ((jnp.log(PROBS), TWIN_FEATURES), {"alpha": 0.2}),
+    "temperature_loss": ((jnp.zeros(()), LOG_PROB), {"target_entropy": -1.0}),
     "approximate_kl": ((LOG_PROB, OLD), {}),
     "clip_fraction": ((LOG_PROB, OLD), {"clip_eps": 0.2}),
     "effective_sample_size": ((LOG_PROB,), {}),
