@@ -36,6 +36,7 @@ from pgjax.estimators.returns import (
     time_discount,
     total_return,
 )
+from pgjax.exploration import add_noise, epsilon_greedy, gaussian_noise, ornstein_uhlenbeck_noise
 from pgjax.gradients import policy_gradient, score, trajectory_gradients, trajectory_log_prob
 from pgjax.losses.policy import (
     all_action_loss,
@@ -129,6 +130,7 @@ __all__ = [
     "TanhGaussian",
     "Transition",
     "VarianceParts",
+    "add_noise",
     "add_to_replay",
     "algorithms",
     "all_action_loss",
@@ -149,6 +151,7 @@ __all__ = [
     "envs",
     "episode_stats",
     "episode_time",
+    "epsilon_greedy",
     "evaluate",
     "expected_sarsa_loss",
     "expected_soft_policy_loss",
@@ -157,6 +160,7 @@ __all__ = [
     "fisher_matrix",
     "fisher_vector_product",
     "gae",
+    "gaussian_noise",
     "gradient_cosine",
     "gradient_noise_scale",
     "huber_loss",
@@ -177,6 +181,7 @@ __all__ = [
     "normalize",
     "optimal_baseline",
     "optimal_state_baseline",
+    "ornstein_uhlenbeck_noise",
     "policy_gradient",
     "q_learning_loss",
     "reset_envs",

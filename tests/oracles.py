@@ -122,7 +122,7 @@ def vtrace(ratio, reward, value, next_value, terminated, truncated, *, gamma, la
 
 
 def retrace(ratio, reward, action_value, next_state_value, terminated, truncated, *, gamma, lambda_):
-    """Munos et al. 2016, eq. 4: G = Q + Σ_k γ^k (Π_{0 < j ≤ k} c_{t+j}) δ_{t+k}."""
+    """Munos et al. 2016, eq. 3: G = Q + Σ_k γ^k (Π_{0 < j ≤ k} c_{t+j}) δ_{t+k}."""
     error = td_error(reward, action_value, next_state_value, terminated, gamma=gamma)
     c = lambda_ * np.minimum(ratio, 1.0)
     return action_value + trace_sum(error, c, terminated, truncated, gamma=gamma)

@@ -141,7 +141,7 @@ def retrace(
         `[T, ...]`.
 
     References:
-        Munos et al. 2016, Safe and efficient off-policy reinforcement learning, eq. 4 and section 3.
+        Munos et al. 2016, Safe and efficient off-policy reinforcement learning, eq. 3 and section 3.
 
     Example:
         >>> import jax.numpy as jnp
