@@ -43,7 +43,7 @@ def contents(replay):
 # against a deque
 
 
-@given(st.lists(st.sampled_from([0, 1, 2, 3, 5, 6, 11, 12]), max_size=6))
+@given(st.lists(st.sampled_from([0, 1, 2, 5, 7, 12]), max_size=6))
 def test_a_buffer_holds_what_a_deque_holds(sizes):
     replay, model, added = pgjax.init_replay(EXAMPLE, CAPACITY), collections.deque(maxlen=CAPACITY), 0
     for size in sizes:
