@@ -90,6 +90,44 @@ def gae(reward, value, next_value, terminated, truncated, *, gamma, lambda_):
     return reward_to_go(delta, terminated, truncated, gamma=gamma * lambda_)
 
 
+def trace_sum(error, coefficient, terminated, truncated, *, gamma):
+    """Σ_k γ^k (Π_{0 < j ≤ k} coefficient_{t+j}) error_{t+k}, to the end of the episode or of the window."""
+    return np.array(
+        [
+            sum(
+                gamma**k * np.prod(coefficient[t + 1 : t + k + 1]) * error[t + k]
+                for k in range(steps_left(terminated, truncated, t))
+            )
+            for t in range(len(error))
+        ]
+    )
+
+
+def vtrace(ratio, reward, value, next_value, terminated, truncated, *, gamma, lambda_, rho_clip, c_clip):
+    """Espeholt et al. 2018, eq. 1: v = V + Σ_k γ^k (Π_{j < k} c_{t+j}) ρ_{t+k} δ_{t+k}; and the advantage."""
+    rho, c = np.minimum(ratio, rho_clip), lambda_ * np.minimum(ratio, c_clip)
+    error = rho * td_error(reward, value, next_value, terminated, gamma=gamma)
+    shifted = np.append(1.0, c[:-1])  # the trace leaves a step with that step's c
+    target = value + trace_sum(error, shifted, terminated, truncated, gamma=gamma)
+    advantage = []
+    for t in range(len(reward)):
+        if terminated[t]:
+            after = 0.0
+        elif truncated[t] or t == len(reward) - 1:
+            after = next_value[t]
+        else:
+            after = (1 - lambda_) * next_value[t] + lambda_ * target[t + 1]
+        advantage.append(rho[t] * (reward[t] + gamma * after - value[t]))
+    return target, np.array(advantage)
+
+
+def retrace(ratio, reward, action_value, next_state_value, terminated, truncated, *, gamma, lambda_):
+    """Munos et al. 2016, eq. 3: G = Q + Σ_k γ^k (Π_{0 < j ≤ k} c_{t+j}) δ_{t+k}."""
+    error = td_error(reward, action_value, next_state_value, terminated, gamma=gamma)
+    c = lambda_ * np.minimum(ratio, 1.0)
+    return action_value + trace_sum(error, c, terminated, truncated, gamma=gamma)
+
+
 def episode_time(terminated, truncated, *, start=0):
     """Steps taken before this one in the same episode."""
     out, now = [], start

@@ -17,7 +17,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors only, and fro
     {"distributions"},
     {"estimators", "losses", "gradients", "metrics"},
     {"natural"},
-    {"networks", "rollouts", "minibatch", "normalization", "replay", "tabular"},
+    {"networks", "rollouts", "minibatch", "normalization", "replay", "exploration", "tabular"},
     {"diagnostics", "improvement"},
     {"training", "algorithms", "envs"},
     {"experiment"},

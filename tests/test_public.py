@@ -23,6 +23,7 @@ ACTION = jnp.asarray(np.random.default_rng(2).integers(0, 3, (T, N)))
 PARAMS = jnp.asarray(np.random.default_rng(3).normal(size=(K, 3)), jnp.float32)
 TRAJ = Transition(FEATURES, ACTION, LOG_PROB, R, TERMINATED, TRUNCATED, FEATURES)
 FLAGS = TERMINATED, TRUNCATED
+TWINS, TWIN_FEATURES = jnp.stack([V, NEXT]), jnp.stack([FEATURES, -FEATURES])
 PROBS = jax.nn.softmax(FEATURES)
 KEY = jax.random.key(0)
 
@@ -65,6 +66,7 @@ def policy(key, obs):
 
 CARRY = pgjax.reset_envs(KEY, ENV, None, N)
 MOMENTS = pgjax.init_moments(jnp.zeros(K))
+REPLAY = pgjax.init_replay(jnp.zeros(K), 5)
 SCALING = pgjax.init_reward_scaling(N)
 MDP = tabular.random_mdp(KEY, K, 3, 0.9)
 
@@ -98,6 +100,9 @@ EXAMPLES = {
     "return_so_far": ((R, *FLAGS), G),
     "td_error": ((R, V, NEXT, TERMINATED), G),
     "gae": ((R, V, NEXT, *FLAGS), GL),
+    "importance_ratio": ((LOG_PROB, OLD), {}),
+    "vtrace": ((jnp.exp(W), R, V, NEXT, *FLAGS), {**GL, "rho_clip": 2.0, "c_clip": 1.5}),
+    "retrace": ((jnp.exp(W), R, V, NEXT, *FLAGS), GL),
     "standardize": ((R, VALID), {}),
     "constant_baseline": ((R, VALID), {}),
     "time_baseline": ((R, VALID), {}),
@@ -116,7 +121,21 @@ EXAMPLES = {
     "all_action_loss": ((PROBS, FEATURES), {}),
     "squared_error_loss": ((V, R), {}),
     "clipped_value_loss": ((V, NEXT, R), {"clip_eps": 0.2}),
+    "huber_loss": ((V, R), {"delta": 0.5}),
+    "sarsa_loss": ((FEATURES, ACTION, R, FEATURES, ACTION, TERMINATED), G),
     "expected_sarsa_loss": ((FEATURES, ACTION, R, FEATURES, PROBS, TERMINATED), G),
+    "q_learning_loss": ((FEATURES, ACTION, R, FEATURES, TERMINATED), {**G, "error_loss": pgjax.huber_loss}),
+    "double_q_learning_loss": ((FEATURES, ACTION, R, FEATURES, -FEATURES, TERMINATED), G),
+    "clipped_double_q_loss": ((TWINS, R, -TWINS, TERMINATED), G),
+    "soft_q_loss": ((TWINS, R, -TWINS, LOG_PROB, TERMINATED), {**G, "alpha": 0.2}),
+    "expected_soft_q_loss": (
+        (TWIN_FEATURES, ACTION, R, TWIN_FEATURES, jnp.log(PROBS), TERMINATED),
+        {**G, "alpha": 0.2},
+    ),
+    "deterministic_policy_loss": ((V,), {}),
+    "soft_policy_loss": ((LOG_PROB, TWINS), {"alpha": 0.2}),
+    "expected_soft_policy_loss": ((jnp.log(PROBS), TWIN_FEATURES), {"alpha": 0.2}),
+    "temperature_loss": ((jnp.zeros(()), LOG_PROB), {"target_entropy": -1.0}),
     "approximate_kl": ((LOG_PROB, OLD), {}),
     "clip_fraction": ((LOG_PROB, OLD), {"clip_eps": 0.2}),
     "effective_sample_size": ((LOG_PROB,), {}),
@@ -148,6 +167,14 @@ EXAMPLES = {
     "init_reward_scaling": ((N,), {}),
     "update_reward_scaling": ((SCALING, R, *FLAGS), G),
     "scale_reward": ((SCALING, R), {"clip": 5.0}),
+    "init_replay": ((TRAJ, 5), {}),
+    "add_to_replay": ((REPLAY, FEATURES), {}),
+    "sample_replay": ((KEY, REPLAY, 2), {}),
+    "n_step_transitions": ((TRAJ,), {**G, "n": 2}),
+    "epsilon_greedy": ((FEATURES, FEATURES < 1.0), {"epsilon": 0.1}),
+    "gaussian_noise": ((KEY, (N, K)), {"std": 0.2, "noise_clip": 0.5}),
+    "ornstein_uhlenbeck_noise": ((KEY, FEATURES), {"theta": 0.1}),
+    "add_noise": ((FEATURES, FEATURES, -1.0, 2.0), {}),
     "reset_envs": ((KEY, ENV, None, N), {}),
     "rollout": ((KEY, CARRY, policy, ENV, None, T), {}),
     "rollout_episodes": ((KEY, policy, ENV, None, N, T), {}),

@@ -1,5 +1,6 @@
 """Losses whose gradient moves a policy. Weights, advantages and old log-probabilities are constants."""
 
+import chex
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
@@ -112,3 +113,118 @@ def all_action_loss(probs: Array, action_value: Array) -> Array:
         Array(-1., dtype=float32)
     """
     return -(probs * stop_gradient(action_value)).sum(-1)
+
+
+@compiled()
+def deterministic_policy_loss(action_value: Array) -> Array:
+    """The value of what a deterministic policy does; its gradient goes through the action.
+
+        L = −Q(s, μ(s))
+
+    The caller differentiates in the parameters of μ alone: through Q, not in Q.
+
+    Args:
+        action_value: `[...]`, Q(s, μ(s)), differentiated.
+
+    Returns:
+        `[...]`.
+
+    References:
+        Silver et al. 2014, Deterministic policy gradient algorithms, theorem 1; Lillicrap et al. 2016, eq. 6.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> q = lambda action: -((action - 3.0) ** 2)
+        >>> jax.grad(lambda mu: deterministic_policy_loss(q(mu)))(1.0)
+        Array(-4., dtype=float32, weak_type=True)
+    """
+    return -action_value
+
+
+@compiled()
+def soft_policy_loss(log_prob: Array, action_value: Array, *, alpha: Numeric) -> Array:
+    """Value and entropy of a stochastic policy, the action being a function of the noise.
+
+        L = α log π(a | s) − min_k Q_k(s, a),   a = f(noise; s)
+
+    The gradient goes through the action into both terms. With α = 0 and one critic it is
+    `deterministic_policy_loss`.
+
+    Args:
+        log_prob: `[...]`, log π(a | s) from `sample_and_log_prob`, differentiated.
+        action_value: `[K, ...]`, Q_k(s, a), differentiated through the action.
+        alpha: α, the temperature, a constant here.
+
+    Returns:
+        `[...]`.
+
+    References:
+        Haarnoja et al. 2018, Soft actor-critic algorithms and applications, eq. 9.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> soft_policy_loss(jnp.array([-1.0]), jnp.array([[3.0], [2.0]]), alpha=0.5)
+        Array([-2.5], dtype=float32)
+    """
+    chex.assert_shape(action_value, (None, *log_prob.shape))
+    return stop_gradient(alpha) * log_prob - action_value.min(0)
+
+
+@compiled()
+def expected_soft_policy_loss(log_probs: Array, action_value: Array, *, alpha: Numeric) -> Array:
+    """Value and entropy of a policy over a finite number of actions, taken exactly.
+
+        L = Σ_a π(a | s) [α log π(a | s) − min_k Q_k(s, a)]
+
+    It is least where π ∝ exp(Q / α). With α = 0 and one critic it is `all_action_loss`.
+
+    Args:
+        log_probs: `[..., A]`, log π(· | s) as `Categorical.log_probs` has it, differentiated.
+        action_value: `[K, ..., A]`, Q_k(s, ·), constants.
+        alpha: α, the temperature, a constant here.
+
+    Returns:
+        `[...]`.
+
+    References:
+        Christodoulou 2019, Soft actor-critic for discrete action settings, eq. 12.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> expected_soft_policy_loss(jnp.log(jnp.array([0.25, 0.75])), jnp.array([[4.0, 0.0]]), alpha=0.0)
+        Array(-1., dtype=float32)
+    """
+    chex.assert_shape(action_value, (None, *log_probs.shape))
+    probs, action_value = jnp.exp(log_probs), stop_gradient(action_value).min(0)
+    return (probs * (stop_gradient(alpha) * jnp.where(probs > 0, log_probs, 0.0) - action_value)).sum(-1)
+
+
+@compiled()
+def temperature_loss(log_alpha: Array, log_prob: Array, *, target_entropy: Numeric) -> Array:
+    """Raises the temperature while the policy has less entropy than wanted, lowers it while it has more.
+
+        L = −log α (log π(a | s) + target)
+
+    The paper's objective is −α (log π + target); here log α stands in for the α in front, as in
+    Stable-Baselines3. Sign and zero of the gradient in log α are the same, but it does not shrink with α: a
+    temperature that has become small rises as fast as it fell.
+
+    Args:
+        log_alpha: scalar, differentiated.
+        log_prob: `[...]`, log π(a | s); minus the entropy where that is known exactly.
+        target_entropy: in nats and in the units of the action: for actions in a box −D is meant for
+            [−1, 1], so add Σ log((high − low) / 2).
+
+    Returns:
+        `[...]`.
+
+    References:
+        Haarnoja et al. 2018, Soft actor-critic algorithms and applications, eq. 18.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> log_prob = jnp.array([2.0])  # entropy of about −2, less than the −1 wanted: log α rises
+        >>> jax.grad(lambda x: temperature_loss(x, log_prob, target_entropy=-1.0).sum())(0.0)
+        Array(-1., dtype=float32, weak_type=True)
+    """
+    return -log_alpha * stop_gradient(log_prob + target_entropy)
