@@ -25,7 +25,7 @@
 # | 5 | reward-to-go |
 # | 6 | baselines, and the policy gradient theorem |
 # | 7 | actor-critic |
-# | 8 | the natural gradient: notebook `04_natural_gradient`, to come |
+# | 8 | the natural gradient: notebook `04_natural_gradient` |
 # | 9 | modern deep reinforcement learning: notebook `05`, to come |
 
 # %%
@@ -957,7 +957,7 @@ assert variance(with_value) < variance(discount * to_go) < variance(total)
 # ## Steps 8 and 9
 # **8, the natural gradient.** A step of a given length in $\theta$ changes some policies much and others hardly at all.
 # Measuring the step by what it does to the policy leads to the Fisher matrix, to NPG, TRPO and ACKTR: notebook
-# `04_natural_gradient`, to come. The exact one is here already, as `tabular.fisher` and `tabular.natural_gradient`.
+# `04_natural_gradient`. The exact one is `tabular.natural_gradient`, with `tabular.fisher`.
 #
 # **9, modern deep reinforcement learning.** PPO, DDPG, TD3 and SAC as answers to the questions that these steps raise:
 # notebook `05`, to come.
