@@ -71,7 +71,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     ),
     "npg": dict(critic_optimizer=dict(learning_rate=1e-3, max_grad_norm=None)),
     "trpo": dict(critic_optimizer=dict(learning_rate=1e-3, max_grad_norm=None)),
-    "acktr": dict(lambda_=0.95),
+    # a unit of the critic's KL is a squared error, and values are large: the actor's bound starves it
+    "acktr": dict(lambda_=0.95, critic_optimizer=dict(max_kl=0.1)),
 }
 
 _PPO_CONTINUOUS = dict(normalize_obs=True, normalize_reward=True, entropy_coef=0.0, num_epochs=10)
