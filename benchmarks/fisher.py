@@ -94,7 +94,7 @@ def measure(name, batch_size, turns):
     params = jax.jit(actor.init)(jax.random.key(1), obs[0])
     compiled = programs(actor, params, obs)
     vector = compiled["surrogate"](params, None)[1]
-    solved = {k: ravel_pytree(f(params, vector))[0] for k, f in compiled.items()}
+    solved = jax.block_until_ready({k: ravel_pytree(f(params, vector))[0] for k, f in compiled.items()})
     apart = jnp.linalg.norm(solved["linearized_once"] - solved["gradient_of_gradient"])
     times = {k: [] for k in compiled}
     for _ in range(turns):
