@@ -36,7 +36,14 @@ from pgjax.estimators.returns import (
     time_discount,
     total_return,
 )
-from pgjax.exploration import add_noise, epsilon_greedy, gaussian_noise, ornstein_uhlenbeck_noise
+from pgjax.exploration import (
+    add_noise,
+    correlated_noise,
+    epsilon_greedy,
+    gaussian_noise,
+    linear_epsilon,
+    ornstein_uhlenbeck_noise,
+)
 from pgjax.gradients import policy_gradient, score, trajectory_gradients, trajectory_log_prob
 from pgjax.losses.policy import (
     all_action_loss,
@@ -143,6 +150,7 @@ __all__ = [
     "clipped_surrogate_loss",
     "clipped_value_loss",
     "constant_baseline",
+    "correlated_noise",
     "deterministic_policy_loss",
     "distributions",
     "double_q_learning_loss",
@@ -173,6 +181,7 @@ __all__ = [
     "lambda_return",
     "leave_one_out_baseline",
     "linear_baseline",
+    "linear_epsilon",
     "minibatch_descent",
     "n_step_return",
     "n_step_transitions",

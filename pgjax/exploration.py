@@ -1,7 +1,6 @@
 """Ways to try what is not thought best: ε-greedy for values, noise for deterministic policies.
 
-Noise is in units of half the action range, so one scale serves every component and every environment. A
-schedule is a function of the step: `optax.schedules.linear_schedule(1.0, 0.05, 10_000)` for ε, say.
+Noise is in units of half the action range, so one scale serves every component and every environment.
 """
 
 import chex
@@ -47,6 +46,32 @@ def epsilon_greedy(action_value: Array, mask: Array | None = None, *, epsilon: N
     probs = epsilon * allowed / allowed.sum(-1, keepdims=True) + jnp.where(greedy, 1.0 - epsilon, 0.0)
     possible = probs > 0
     return Categorical(jnp.where(possible, jnp.log(jnp.where(possible, probs, 1.0)), least), mask)
+
+
+@compiled()
+def linear_epsilon(step: Array, *, start: Numeric, end: Numeric, num_steps: Numeric) -> Array:
+    """ε that goes from one value to another in a straight line, and stays there.
+
+        ε = start + min(step / num_steps, 1) (end − start)
+
+    Args:
+        step: environment steps so far.
+        start: ε at step 0.
+        end: ε from `num_steps` on.
+        num_steps: environment steps, above 0; unlike those of optax's schedules it may be traced.
+
+    Returns:
+        ε, shaped as `step`.
+
+    References:
+        Mnih et al. 2015, Human-level control through deep reinforcement learning, methods.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> linear_epsilon(jnp.array([0, 50, 500]), start=1.0, end=0.5, num_steps=100)
+        Array([1.  , 0.75, 0.5 ], dtype=float32)
+    """
+    return start + jnp.clip(step / num_steps, 0.0, 1.0) * (end - start)
 
 
 @compiled("shape")
@@ -109,6 +134,36 @@ def ornstein_uhlenbeck_noise(
     """
     chance = jax.random.normal(key, noise.shape, noise.dtype)
     return noise - theta * dt * noise + sigma * jnp.sqrt(dt) * chance
+
+
+@compiled()
+def correlated_noise(key: PRNGKey, noise: Array, *, correlation: Numeric) -> Array:
+    """The next step of standard normal noise that remembers: the process above, its variance tending to 1.
+
+        n' = ρ n + √(1 − ρ²) N(0, 1)
+
+    With ρ = 0 it is independent at every step. It starts at 0 and goes back to 0 where an episode begins,
+    which is the caller's business.
+
+    Args:
+        key: consumed.
+        noise: `[..., D]`, of the step before.
+        correlation: ρ in [0, 1), of each step with the one before.
+
+    Returns:
+        `[..., D]`.
+
+    References:
+        Uhlenbeck & Ornstein 1930, On the theory of the Brownian motion; Eberhard et al. 2023, Pink noise is
+        all you need (why correlation helps).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> correlated_noise(jax.random.key(0), jnp.zeros((8, 2)), correlation=0.9).shape
+        (8, 2)
+    """
+    sigma = jnp.sqrt(1.0 - jnp.square(correlation))
+    return ornstein_uhlenbeck_noise(key, noise, theta=1.0 - correlation, sigma=sigma)
 
 
 @compiled()

@@ -7,13 +7,15 @@ actor and 1 at that of a critic, biases zero (Huang et al. 2022, detail 2).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pgjax.distributions import Categorical, DiagGaussian, TanhGaussian
-from pgjax.types import Array, ArrayTree
+from pgjax.types import Array, ArrayTree, Network, Params, PRNGKey
 
 Activation = Callable[[Array], Array]
 
@@ -166,8 +168,7 @@ class TanhGaussianActor(nn.Module):
         mean = dense(len(self.low), 0.01)(features)
         raw = jnp.tanh(dense(len(self.low), 0.01)(features))
         log_std = self.log_std_min + 0.5 * (self.log_std_max - self.log_std_min) * (raw + 1.0)
-        low, high = (jnp.broadcast_to(jnp.asarray(b, mean.dtype), mean.shape) for b in (self.low, self.high))
-        return TanhGaussian(mean, log_std, low, high)
+        return TanhGaussian(mean, log_std, *_bounds(self.low, self.high, mean))
 
 
 class Critic(nn.Module):
@@ -200,6 +201,152 @@ class QNetwork(nn.Module):
     def __call__(self, obs: ArrayTree) -> Array:
         """Action values `[..., A]`."""
         return dense(self.num_actions, 1.0)(self.torso(split_mask(obs)[0]))
+
+
+class DuelingQNetwork(nn.Module):
+    """Action values as the value of the state plus what each action adds to the mean.
+
+        Q(s, a) = V(s) + A(s, a) − mean_b A(s, b)
+
+    Attributes:
+        num_actions: A.
+        torso: observation -> features.
+
+    References:
+        Wang et al. 2016, Dueling network architectures, eq. 9.
+    """
+
+    num_actions: int
+    torso: Callable[[Any], Array] = MLP()
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> Array:
+        """Action values `[..., A]`."""
+        features = self.torso(split_mask(obs)[0])
+        value, advantage = dense(1, 1.0)(features), dense(self.num_actions, 1.0)(features)
+        return value + advantage - advantage.mean(-1, keepdims=True)
+
+
+class LinearQ(nn.Module):
+    """Action values that are linear in features of the observation, all zero at the start.
+
+        Q(s, a) = φ(s)ᵀ θ_a
+
+    With one-hot features it is a table.
+
+    Attributes:
+        num_actions: A.
+        features: `obs -> φ(s) [..., K]`.
+
+    References:
+        Sutton & Barto 2018, section 9.4 (linear methods).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> table = LinearQ(2, lambda obs: jax.nn.one_hot(obs, 3))
+        >>> params = table.init(jax.random.key(0), jnp.array(1))
+        >>> params["params"]["theta"].shape, table.apply(params, jnp.array([0, 1, 2, 1])).shape
+        ((3, 2), (4, 2))
+    """
+
+    num_actions: int
+    features: Callable[[Any], Array]
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> Array:
+        """Action values `[..., A]`."""
+        features = self.features(obs)
+        theta = self.param("theta", nn.initializers.zeros_init(), (features.shape[-1], self.num_actions))
+        return features @ theta
+
+
+class DeterministicActor(nn.Module):
+    """A policy that is one action of a box: the tanh of a torso's features, scaled to the bounds.
+
+    Attributes:
+        low: lower bounds, one a component.
+        high: upper bounds.
+        torso: observation -> features.
+
+    References:
+        Lillicrap et al. 2016, Continuous control with deep RL, section 7.
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    torso: Callable[[Any], Array] = MLP()
+
+    @nn.compact
+    def __call__(self, obs: ArrayTree) -> Array:
+        """Actions `[..., D]`."""
+        raw = dense(len(self.low), 0.01)(self.torso(obs))
+        low, high = _bounds(self.low, self.high, raw)
+        return jnp.clip(low + 0.5 * (high - low) * (jnp.tanh(raw) + 1.0), low, high)
+
+
+class ActionCritic(nn.Module):
+    """The value Q(s, a) of an observation with an action from a box.
+
+    The pair is what this network observes. The torso sees one vector: the observation, flattened, and the
+    action scaled to [−1, 1].
+
+    Attributes:
+        low: lower bounds of the action, one a component.
+        high: upper bounds.
+        torso: vector -> features.
+        obs_ndim: rank of one observation.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> critic = ActionCritic((-2.0,), (2.0,))
+        >>> pair = jnp.zeros((5, 3)), jnp.zeros((5, 1))
+        >>> critic.apply(critic.init(jax.random.key(0), pair), pair).shape
+        (5,)
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    torso: Callable[[Any], Array] = MLP()
+    obs_ndim: int = 1
+
+    @nn.compact
+    def __call__(self, obs: tuple[Array, Array]) -> Array:
+        """Values `[...]` of `(obs [..., *shape], action [..., D])`."""
+        seen, action = obs
+        action = action.astype(jnp.result_type(seen, action, float))
+        low, high = _bounds(self.low, self.high, action)
+        scaled = 2.0 * (action - low) / (high - low) - 1.0
+        flat = seen.reshape(*seen.shape[: seen.ndim - self.obs_ndim], -1).astype(action.dtype)
+        return dense(1, 1.0)(self.torso(jnp.concatenate([flat, scaled], -1)))[..., 0]
+
+
+class Ensemble(NamedTuple):
+    """Several networks of one kind, each with parameters of its own, as one network.
+
+    They are initialised one after the other: several orthogonal initialisations in one batch deadlock in
+    jaxlib 0.10 on machines with few cores.
+
+    Attributes:
+        network: what each of them is.
+        size: K.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> twins = Ensemble(Critic(), 2)
+        >>> twins.apply(twins.init(jax.random.key(0), jnp.zeros(4)), jnp.zeros((8, 4))).shape
+        (2, 8)
+    """
+
+    network: Network
+    size: int
+
+    def init(self, key: PRNGKey, obs: ArrayTree) -> Params:
+        """Parameters, leaves `[K, ...]`."""
+        return lax.map(lambda key: self.network.init(key, obs), jax.random.split(key, self.size))
+
+    def apply(self, params: Params, obs: ArrayTree) -> Any:
+        """What each of them returns, leaves `[K, ...]`."""
+        return jax.vmap(self.network.apply, in_axes=(0, None))(params, obs)
 
 
 def features_as_they_are(features: Array) -> Array:
@@ -256,6 +403,12 @@ class ActorCritic(nn.Module):
         features = self.torso(seen)
         masked = features if mask is None else {"obs": features, "action_mask": mask}
         return self.actor(masked), self.critic(features)
+
+
+def _bounds(low: Sequence[float], high: Sequence[float], like: Array) -> tuple[Array, Array]:
+    """The bounds of a box, for every action of a batch."""
+    low_array, high_array = (jnp.broadcast_to(jnp.asarray(b, like.dtype), like.shape) for b in (low, high))
+    return low_array, high_array
 
 
 class FeatureFunction(Protocol):

@@ -132,3 +132,11 @@ class Environment(Protocol):
         `info["final_observation"]` is what the action led to before that reset.
         """
         ...
+
+
+class DescribedEnvironment(Environment, Protocol):
+    """An environment that also says what its actions are, for those who try all of them."""
+
+    def action_space(self, params: Any, /) -> Any:
+        """A space with `n` where it is finite, or else with `low`, `high` and `shape`."""
+        ...

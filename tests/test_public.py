@@ -173,6 +173,8 @@ EXAMPLES = {
     "n_step_transitions": ((TRAJ,), {**G, "n": 2}),
     "epsilon_greedy": ((FEATURES, FEATURES < 1.0), {"epsilon": 0.1}),
     "gaussian_noise": ((KEY, (N, K)), {"std": 0.2, "noise_clip": 0.5}),
+    "linear_epsilon": ((jnp.arange(3),), {"start": 1.0, "end": 0.1, "num_steps": 2}),
+    "correlated_noise": ((KEY, FEATURES), {"correlation": 0.5}),
     "ornstein_uhlenbeck_noise": ((KEY, FEATURES), {"theta": 0.1}),
     "add_noise": ((FEATURES, FEATURES, -1.0, 2.0), {}),
     "reset_envs": ((KEY, ENV, None, N), {}),

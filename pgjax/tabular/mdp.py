@@ -45,6 +45,10 @@ class Discrete(NamedTuple):
     shape: tuple[int, ...] = ()
     dtype: Any = jnp.int32
 
+    def sample(self, key: PRNGKey) -> Array:
+        """An element, each as likely as any other."""
+        return jax.random.randint(key, self.shape, 0, self.n, self.dtype)
+
 
 class Box(NamedTuple):
     """Arrays of one shape.
