@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pgjax import tabular
 from pgjax._advice import advice
 from pgjax.types import Array, PRNGKey
 
@@ -13,6 +14,14 @@ _REFUSED = {
     "MNISTBandit-bsuite": "it downloads its data when it is made; register a copy of your own with the "
     "images at hand instead"
 }
+
+
+def _cliff() -> "TimeLimit":
+    return TimeLimit(tabular.cliff_mdp(0.99), 1000)
+
+
+# Problems of `pgjax.tabular` that have a name here; their parameters are fixed.
+_TABULAR = {"Cliff-tabular": _cliff}
 
 
 class ClipAction:
@@ -113,18 +122,18 @@ def names() -> list[str]:
     """The environments that `make` knows.
 
     Returns:
-        Names, in gymnax's order.
+        Names, in gymnax's order, and then those of `pgjax.tabular`.
     """
     from gymnax.registration import registered_envs
 
-    return [name for name in registered_envs if name not in _REFUSED]
+    return [*(name for name in registered_envs if name not in _REFUSED), *_TABULAR]
 
 
 def make(name: str, **params: Any) -> tuple[Any, Any]:
     """An environment and its parameters.
 
     Args:
-        name: a gymnax name, such as "CartPole-v1".
+        name: a gymnax name, such as "CartPole-v1", or that of a tabular problem, "Cliff-tabular".
         **params: any field of the environment's parameters (`max_steps_in_episode=1000`) or any argument
             of its constructor (`size=4`), by name.
 
@@ -144,6 +153,10 @@ def make(name: str, **params: Any) -> tuple[Any, Any]:
 
     if name in _REFUSED:
         raise ValueError(f"{name} is not available: {_REFUSED[name]}.")
+    if name in _TABULAR:
+        if params:
+            raise ValueError(f"{name} has no parameters: make one with pgjax.tabular to change it.")
+        return _TABULAR[name](), None
     if name not in registration.registered_envs:
         raise ValueError(f"Unknown environment {name!r}. {advice(name, names())}")
     env, env_params = registration.make(name)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pgjax.tabular.mdp import Box, Discrete
+
 
 class ProbeState(NamedTuple):
     obs: jax.Array
@@ -20,11 +22,17 @@ class Probe:
         length: steps; the end terminates, or truncates with `truncates`.
         signs: draw the observation from {-1, 1}; otherwise it is 1.
         timed: the observation carries the time as well.
+        box: the actions are [-1, 1], not {0, 1}.
     """
 
-    def __init__(self, reward: Callable[..., Any], *, length=1, truncates=False, signs=False, timed=False):
+    def __init__(
+        self, reward: Callable[..., Any], *, length=1, truncates=False, signs=False, timed=False, box=False
+    ):
         self.reward, self.length, self.truncates = reward, length, truncates
-        self.signs, self.timed = signs, timed
+        self.signs, self.timed, self.box = signs, timed, box
+
+    def action_space(self, params):
+        return Box((1,), float, -1.0, 1.0) if self.box else Discrete(2)
 
     def observe(self, state):
         time = state.time.astype(float) if self.timed else jnp.zeros(())
@@ -52,5 +60,6 @@ two_steps = Probe(lambda obs, time, action: jnp.where(time == 1, 1.0, 0.0), leng
 action_dependence = Probe(lambda obs, time, action: jnp.where(action == 1, 1.0, -1.0))
 obs_and_action = Probe(lambda obs, time, action: jnp.where((action == 1) == (obs > 0), 1.0, -1.0), signs=True)
 endless = Probe(lambda obs, time, action: 1.0, length=10, truncates=True)
+endless_box = Probe(lambda obs, time, action: 1.0, length=10, truncates=True, box=True)
 ten_steps = Probe(lambda obs, time, action: 1.0, length=10)
-continuous = Probe(lambda obs, time, action: -((action[0] - 0.5 * obs) ** 2), signs=True)
+continuous = Probe(lambda obs, time, action: -((action[0] - 0.5 * obs) ** 2), signs=True, box=True)

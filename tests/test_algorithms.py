@@ -3,6 +3,7 @@
 import functools
 import inspect
 import pathlib
+from typing import Any
 
 import chex
 import jax
@@ -15,13 +16,31 @@ from zoo import CARTPOLE, MASKED, PENDULUM, ZOO, adam, categorical, critic, sepa
 
 import pgjax
 from pgjax import networks
-from pgjax.algorithms import a2c, acktr, actor_critic, npg, ppo, reinforce, trpo
+from pgjax.algorithms import (
+    a2c,
+    a3c,
+    acktr,
+    actor_critic,
+    ddpg,
+    dqn,
+    npg,
+    ppo,
+    q_learning,
+    reinforce,
+    sac,
+    sarsa,
+    td3,
+    trpo,
+)
 from pgjax.training import Progress, advance, init_progress, split_run_key
 from pgjax.types import Algorithm
 
 KEY = jax.random.key(0)
 ALGORITHMS = sorted(ZOO)
-MODULES = [a2c, acktr, actor_critic, npg, ppo, reinforce, trpo]
+VALUE_BASED = [dqn, q_learning, sarsa]
+DETERMINISTIC = [ddpg, td3]
+STOCHASTIC = [a2c, a3c, acktr, actor_critic, npg, ppo, reinforce, sac, trpo]
+MODULES = [*VALUE_BASED, *DETERMINISTIC, *STOCHASTIC]
 
 
 @functools.cache
@@ -42,6 +61,11 @@ def run(name):
     return keys, start, chunk
 
 
+def module_of(name):
+    names = {m.__name__.split(".")[-1]: m for m in MODULES}
+    return names[name.replace("actor-critic", "actor_critic").split("-")[0]]
+
+
 def avals(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype, getattr(x, "weak_type", False)), tree)
 
@@ -56,12 +80,13 @@ class TestConformance:
         optional = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
         assert kinds == sorted(kinds)
         assert all(p.default is not p.empty for p in optional)
-        assert issubclass(inspect.get_annotations(module.State)["learned"], tuple)
+        learned = inspect.get_annotations(module.State)["learned"]
+        assert issubclass(module.Learned if learned is Any else learned, tuple)
 
     def test_the_table_knows_every_algorithm(self):
         files = {p.stem for p in pathlib.Path(ppo.__file__).parent.glob("*.py")} - {"__init__"}
         assert files == {m.__name__.split(".")[-1] for m in MODULES}
-        assert files == {name.replace("actor-critic", "actor_critic").split("-")[0] for name in ZOO}
+        assert {module_of(name) for name in ZOO} == set(MODULES)
 
     @pytest.mark.parametrize("name", ALGORITHMS)
     def test_shapes_and_dtypes_are_stable(self, name):
@@ -88,7 +113,10 @@ class TestConformance:
         _, init, step = compiled(name)
         _, metrics = step(KEY, init(KEY))
         always = {"env_steps", "episodes", "episode_return_sum", "episode_length_sum"}
-        assert always | {"policy_loss", "entropy", "grad_norm"} <= set(metrics)
+        kind = module_of(name)
+        losses = {"value_loss"} if kind in VALUE_BASED else {"policy_loss"}
+        entropy = {"entropy"} if kind in STOCHASTIC else set()
+        assert always | losses | entropy | {"grad_norm"} <= set(metrics)
         assert metrics["env_steps"] > 0
 
     @pytest.mark.parametrize("name", ALGORITHMS)
@@ -140,9 +168,9 @@ class TestConformance:
             alone = learned(float(rates[i]), float(gammas[i]))
             chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], grid), alone, rtol=1e-3, atol=1e-5)
 
-    def test_a_masked_action_is_never_taken(self):
-        _, init, step = compiled("ppo-masked")
-        algorithm = compiled("ppo-masked")[0]
+    @pytest.mark.parametrize("name", ["ppo-masked", "dqn-masked"])
+    def test_a_masked_action_is_never_taken(self, name):
+        algorithm, init, step = compiled(name)
         state = step(KEY, init(KEY))[0]
         obs = {"obs": jnp.ones((64, 4)), "action_mask": jnp.zeros((64, 2), bool).at[:, 1].set(True)}
         assert (algorithm.act(KEY, state, obs) == 1).all()
@@ -174,7 +202,23 @@ def environment_of(name):
 
 
 class TestKeys:
-    @pytest.mark.parametrize("name", ["ppo", "ppo-continuous", "a2c", "reinforce-critic", "actor-critic"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "ppo",
+            "ppo-continuous",
+            "a2c",
+            "reinforce-critic",
+            "actor-critic",
+            "acktr",
+            "a3c-corrected",
+            "dqn-options",
+            "sarsa",
+            "q_learning",
+            "td3-continuous",
+            "sac-continuous",
+        ],
+    )
     def test_no_key_of_a_run_is_used_twice(self, name):
         """A generator that writes down which key is split and which is drawn from, and how often."""
         used: list[tuple[int, ...]] = []
@@ -443,6 +487,82 @@ class TestProbes:
         state, _ = final(algorithm, 100)
         obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
         np.testing.assert_array_equal(algorithm.act(KEY, state, obs), [1, 0])
+
+
+BOX = {
+    "num_envs": 8,
+    "num_updates": 400,
+    "batch_size": 32,
+    "capacity": 2000,
+    "warmup_steps": 200,
+    "gamma": 0.9,
+}
+FINITE = BOX | {"exploration_steps": 2000}
+ONLINE = {"num_envs": 8, "num_updates": 400, "gamma": 0.9, "epsilon_start": 1.0, "exploration_steps": 2000}
+
+
+def off_policy(name, env):
+    """An algorithm with action values, and what gives Q(s, a) from its state."""
+    torso, rate = networks.MLP(hidden=(16,)), 0.01
+    finite = networks.QNetwork(2, torso)
+    pair = networks.ActionCritic((-1.0,), (1.0,), torso)
+    if name in ("ddpg", "td3", "sac"):
+        heads = {"sac": networks.TanhGaussianActor}
+        actor = heads.get(name, networks.DeterministicActor)((-1.0,), (1.0,), torso)
+        optimizers = [adam(rate) for _ in range(3 if name == "sac" else 2)]
+        module = {"ddpg": ddpg, "td3": td3, "sac": sac}[name]
+        fixed = {"learn_alpha": False, "alpha": 1e-3} if name == "sac" else {}
+        algorithm = module.make(env, None, actor, pair, *optimizers, **BOX, **fixed, tau=0.05)
+        return (
+            algorithm,
+            lambda learned, obs, action: (
+                networks.Ensemble(pair, 2).apply(learned.critic_params, (obs, action)).mean(0)
+            ),
+        )
+    if name == "sac-discrete":
+        actor, optimizers = networks.CategoricalActor(2, torso.clone()), [adam(rate) for _ in range(3)]
+        algorithm = sac.make(
+            env, None, actor, finite, *optimizers, **BOX, learn_alpha=False, alpha=1e-3, tau=0.05
+        )
+        return (
+            algorithm,
+            lambda learned, obs, action: (
+                networks.Ensemble(finite, 2).apply(learned.critic_params, obs).mean(0)
+            ),
+        )
+    module = {"dqn": dqn, "q_learning": q_learning, "sarsa": sarsa}[name]
+    options = FINITE | {"target_period": 10} if name == "dqn" else ONLINE
+    algorithm = module.make(env, None, finite, adam(rate), **options)
+    return algorithm, lambda learned, obs, action: finite.apply(learned.params, obs)
+
+
+@pytest.mark.slow
+class TestOffPolicyProbes:
+    """The same abilities, of those that learn action values."""
+
+    @pytest.mark.parametrize("name", ["dqn", "q_learning", "sarsa", "sac-discrete", "ddpg", "td3", "sac"])
+    def test_a_time_limit_keeps_the_future(self, name):
+        """Reward 1 for ever is worth 10 at γ = 0.9: truncation is stored as truncation."""
+        env = probe_envs.endless_box if name in ("ddpg", "td3", "sac") else probe_envs.endless
+        algorithm, value = off_policy(name, env)
+        state, _ = final(algorithm, 4)
+        obs = jnp.array([[1.0, 0.0]])
+        action = algorithm.act(KEY, state, obs)
+        np.testing.assert_allclose(value(state.learned, obs, action), 10.0, atol=0.5)
+
+    @pytest.mark.parametrize("name", ["dqn", "q_learning", "sarsa", "sac-discrete"])
+    def test_the_better_action_is_found(self, name):
+        algorithm, _ = off_policy(name, probe_envs.obs_and_action)
+        state, _ = final(algorithm, 1)
+        obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+        np.testing.assert_array_equal(algorithm.act(KEY, state, obs), [1, 0])
+
+    @pytest.mark.parametrize("name", ["ddpg", "td3", "sac"])
+    def test_the_best_action_of_a_box_is_found(self, name):
+        algorithm, _ = off_policy(name, probe_envs.continuous)
+        state, _ = final(algorithm, 2)
+        obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+        np.testing.assert_allclose(algorithm.act(KEY, state, obs)[:, 0], [0.5, -0.5], atol=0.15)
 
 
 class TestNatural:

@@ -22,7 +22,8 @@ def test_json_round_trip_and_one_iteration_traces(name):
         return algorithm.step(key, algorithm.init(key))[1]
 
     metrics = jax.eval_shape(iteration, presets.hyper(preset), jax.random.key(0))
-    assert {"env_steps", "episodes", "episode_return_sum", "policy_loss"} <= set(metrics)
+    loss = "value_loss" if name[0] in ("dqn", "q_learning", "sarsa") else "policy_loss"
+    assert {"env_steps", "episodes", "episode_return_sum", loss} <= set(metrics)
 
 
 def test_infinite_options_survive_strict_json():
@@ -30,9 +31,15 @@ def test_infinite_options_survive_strict_json():
     assert presets.from_json(json.loads(json.dumps(presets.to_json(preset), allow_nan=False))) == preset
 
 
-def test_every_algorithm_and_every_environment_builds():
-    for algorithm in presets.algorithm_names():
-        for environment in ("FrozenLake-misc", "Asterix-MinAtar", "PointRobot-misc", "MemoryChain-bsuite"):
+@pytest.mark.parametrize("algorithm", presets.algorithm_names())
+def test_every_algorithm_builds_in_every_environment_that_it_fits(algorithm):
+    finite = ("FrozenLake-misc", "Asterix-MinAtar", "MemoryChain-bsuite", "Cliff-tabular")
+    for environment in (*finite, "PointRobot-misc"):
+        misfit = ("ddpg", "td3") if environment in finite else ("dqn", "q_learning", "sarsa")
+        if algorithm in misfit:
+            with pytest.raises(ValueError, match=f"{environment}.* take|td3 and sac are for them"):
+                experiment.make(algorithm, environment)
+        else:
             experiment.make(algorithm, environment)
 
 

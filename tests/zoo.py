@@ -6,7 +6,22 @@ import optax
 
 import pgjax
 from pgjax import networks
-from pgjax.algorithms import a2c, acktr, actor_critic, npg, ppo, reinforce, trpo
+from pgjax.algorithms import (
+    a2c,
+    a3c,
+    acktr,
+    actor_critic,
+    ddpg,
+    dqn,
+    npg,
+    ppo,
+    q_learning,
+    reinforce,
+    sac,
+    sarsa,
+    td3,
+    trpo,
+)
 from pgjax.natural.kfac import kfac_optimizer
 
 CARTPOLE = pgjax.envs.make("CartPole-v1", max_steps_in_episode=12)
@@ -74,6 +89,42 @@ def _acktr(env=CARTPOLE, actor=None, learning_rate=0.1, **options):
     return acktr.make(*env, actor or categorical(), critic(), *optimizers, **options)
 
 
+def _a3c(env=CARTPOLE, network=None, learning_rate=1e-3, **options):
+    options = {"num_workers": 3, "num_envs": 2, "num_updates": 4} | options
+    return a3c.make(*env, network or separate(), adam(learning_rate), **options)
+
+
+SMALL = {"num_envs": 2, "num_updates": 3, "batch_size": 8, "capacity": 40, "warmup_steps": 16}
+
+
+def _dqn(env=CARTPOLE, network=None, learning_rate=1e-3, **options):
+    options = SMALL | {"exploration_steps": 60, "target_period": 2} | options
+    return dqn.make(*env, network or networks.QNetwork(2, TORSO), adam(learning_rate), **options)
+
+
+def _online(module, env=CARTPOLE, learning_rate=1e-3, **options):
+    options = {"num_envs": 2, "num_updates": 4} | options
+    return module.make(*env, networks.QNetwork(2, TORSO), adam(learning_rate), **options)
+
+
+LOW, HIGH = (-2.0,), (2.0,)
+
+
+def pair_value():
+    return networks.ActionCritic(LOW, HIGH, OTHER_TORSO)
+
+
+def _deterministic(module, env=PENDULUM, learning_rate=1e-3, **options):
+    actor = networks.DeterministicActor(LOW, HIGH, TORSO)
+    return module.make(*env, actor, pair_value(), adam(learning_rate), adam(learning_rate), **SMALL | options)
+
+
+def _sac(env=PENDULUM, actor=None, value=None, learning_rate=1e-3, **options):
+    parts = actor or networks.TanhGaussianActor(LOW, HIGH, TORSO), value or pair_value()
+    optimizers = [adam(learning_rate) for _ in range(3)]
+    return sac.make(*env, *parts, *optimizers, **SMALL | options)
+
+
 def standardized(traj, valid, value):
     to_go = pgjax.reward_to_go(traj.reward, traj.terminated, traj.truncated)
     return pgjax.standardize(to_go - value(traj.obs), valid)
@@ -87,6 +138,9 @@ class Masked:
     """CartPole that forbids its first action in some states, and says so beside the observation."""
 
     env, _ = CARTPOLE
+
+    def action_space(self, params):
+        return self.env.action_space(params)
 
     def observe(self, obs):
         return {"obs": obs, "action_mask": jnp.stack([obs[2] > 0, jnp.ones((), bool)])}
@@ -127,5 +181,18 @@ ZOO = {
     "trpo-continuous": lambda **o: _trust(trpo, PENDULUM, GAUSSIAN, fisher_stride=2, **o),
     "acktr": _acktr,
     "acktr-continuous": lambda **o: _acktr(PENDULUM, GAUSSIAN, normalize_advantage=True, **o),
+    "a3c": _a3c,
+    "a3c-corrected": lambda **o: _a3c(corrected=True, random_order=True, delay=1, **o),
+    "dqn": _dqn,
+    "dqn-options": lambda **o: _dqn(
+        network=networks.DuelingQNetwork(2, TORSO), double=True, n_step=3, huber=True, num_steps=2, **o
+    ),
+    "dqn-masked": lambda **o: _dqn(MASKED, **o),
+    "q_learning": lambda **o: _online(q_learning, **o),
+    "sarsa": lambda **o: _online(sarsa, **o),
+    "ddpg-continuous": lambda **o: _deterministic(ddpg, noise_correlation=0.5, **o),
+    "td3-continuous": lambda **o: _deterministic(td3, **o),
+    "sac-continuous": lambda **o: _sac(num_gradient_steps=2, noise_correlation=0.5, **o),
+    "sac-discrete": lambda **o: _sac(CARTPOLE, categorical(), networks.QNetwork(2, OTHER_TORSO), **o),
     "actor-critic-q": lambda **o: _actor_critic(all_action=True, discount_time=True, **o),
 }

@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pgjax.estimators.advantages import gae, standardize
-from pgjax.losses.policy import score_function_loss
-from pgjax.losses.value import squared_error_loss
-from pgjax.metrics import approximate_kl, explained_variance
+from pgjax.metrics import approximate_kl
 from pgjax.rollouts import EnvCarry, reset_envs, rollout
 from pgjax.types import Algorithm, Array, ArrayTree, Environment, Metrics, Network, Numeric, PRNGKey
+from pgjax.windows import window_gradient
 
 
 class Learned(NamedTuple):
@@ -83,14 +81,6 @@ def make(
         params = network.init(params_key, env_carry.obs)
         return State(Learned(params, optimizer.init(params)), env_carry)
 
-    def loss(params: Any, obs: ArrayTree, action: Array, advantage: Array, target: Array) -> Any:
-        policy, value = network.apply(params, obs)
-        policy_loss = score_function_loss(policy.log_prob(action), advantage).mean()
-        value_loss = squared_error_loss(value, target).mean()
-        entropy = policy.entropy().mean()
-        total = policy_loss + value_coef * value_loss - entropy_coef * entropy
-        return total, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
         params, opt_state = state.learned
 
@@ -98,22 +88,22 @@ def make(
             return network.apply(params, obs)[0].sample_and_log_prob(key)
 
         env_carry, traj, stats = rollout(key, state.env_carry, policy, env, env_params, num_steps)
-        value = network.apply(params, traj.obs)[1]
-        next_value = network.apply(params, traj.next_obs)[1]
-        advantage = gae(
-            traj.reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
+        gradient, metrics = window_gradient(
+            network,
+            params,
+            traj,
+            gamma=gamma,
+            lambda_=lambda_,
+            value_coef=value_coef,
+            entropy_coef=entropy_coef,
+            normalize_advantage=normalize_advantage,
         )
-        target = advantage + value
-        weight = standardize(advantage) if normalize_advantage else advantage
-        gradient, metrics = jax.grad(loss, has_aux=True)(params, traj.obs, traj.action, weight, target)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         new_params = optax.apply_updates(params, updates)
         log_prob = network.apply(new_params, traj.obs)[0].log_prob(traj.action)
         metrics |= stats.metrics() | {
             "env_steps": jnp.asarray(num_envs * num_steps, jnp.int32),
-            "grad_norm": optax.tree.norm(gradient),
             "approx_kl": approximate_kl(log_prob, traj.log_prob).mean(),
-            "explained_variance": explained_variance(value, target),
         }
         return State(Learned(new_params, opt_state), env_carry), metrics
 

@@ -1,11 +1,12 @@
 """From plain data to what `make` takes: networks by size, optimizers and weights by name, checks."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -28,20 +29,22 @@ class NetworkSpec(NamedTuple):
     """Networks by size.
 
     Attributes:
-        torso: "mlp", or "cnn" for images.
-        hidden: sizes of the dense layers; a CNN takes the first.
+        torso: "mlp", "cnn" for images, or "linear": the observation itself, one-hot where it is an integer.
+        hidden: sizes of the dense layers; a CNN takes the first, "linear" none.
         activation: between the layers.
         channels: of the CNN's convolution.
         shared: one torso for policy and value, where the algorithm takes one network.
         log_std_init: initial log σ of a Gaussian policy.
+        dueling: action values as a value and advantages.
     """
 
-    torso: Literal["mlp", "cnn"] = "mlp"
+    torso: Literal["mlp", "cnn", "linear"] = "mlp"
     hidden: tuple[int, ...] = (64, 64)
     activation: Literal["tanh", "relu", "elu", "gelu", "silu"] = "tanh"
     channels: int = 16
     shared: bool = False
     log_std_init: float = 0.0
+    dueling: bool = False
 
 
 class OptimizerSpec(NamedTuple):
@@ -122,15 +125,20 @@ WEIGHTS: dict[str, Callable[[Numeric], Any]] = {
 # Ranges of concrete values: (lowest, highest, whether the lowest itself will do).
 _RANGES: dict[str, tuple[float, float, bool]] = {
     **dict.fromkeys(("gamma", "lambda_", "decay", "momentum"), (0.0, 1.0, True)),
-    **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps"), (0.0, math.inf, True)),
+    **dict.fromkeys(("epsilon_start", "epsilon_end", "noise_correlation"), (0.0, 1.0, True)),
+    "tau": (0.0, 1.0, False),
+    **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps", "delay"), (0.0, math.inf, True)),
+    **dict.fromkeys(("noise_std", "target_noise_std", "target_noise_clip"), (0.0, math.inf, True)),
     **dict.fromkeys(("clip_eps", "value_clip_eps", "obs_clip", "reward_clip"), (0.0, math.inf, False)),
     **dict.fromkeys(("max_kl", "kl_target", "learning_rate", "max_grad_norm"), (0.0, math.inf, False)),
+    **dict.fromkeys(("alpha", "exploration_steps"), (0.0, math.inf, False)),
 }
-_SIZES = ("num_", "max_steps", "steps", "hidden", "channels")
+_SIZES = ("num_", "max_steps", "steps", "hidden", "channels", "capacity", "batch_size", "warmup_steps")
+_SIZES += ("n_step", "policy_delay", "target_period")
 
 _CHOICES = {
     "weight": list(WEIGHTS),
-    "torso": ["mlp", "cnn"],
+    "torso": ["mlp", "cnn", "linear"],
     "activation": ["tanh", "relu", "elu", "gelu", "silu"],
     "name": ["adam", "rmsprop", "sgd"],
     "schedule": ["constant", "linear"],
@@ -138,19 +146,21 @@ _CHOICES = {
 
 
 def make_networks(
-    spec: NetworkSpec, name: str, env: Any, env_params: Any, *, all_action: bool
+    spec: NetworkSpec, name: str, env: Any, env_params: Any, heads: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Every network that some `make` asks for, by the name it asks with.
+    """The networks that some `make` asks for, by the name it asks with.
 
     Args:
         spec: the sizes.
         name: the environment's, for messages.
         env: the environment.
         env_params: its parameters.
-        all_action: whether the critic is one of action values.
+        heads: the kind of each network by its name: "policy", "value", "both" in one network,
+            "action_values" Q(s, ·), "deterministic" and "squashed" policies in a box, "pair_value" Q(s, a),
+            and for SAC "soft_policy" and "soft_value", which depend on the actions.
 
     Returns:
-        `network`, `actor` and `critic`.
+        The networks by the same names.
 
     Raises:
         ValueError: if the networks do not fit the environment's spaces.
@@ -158,6 +168,61 @@ def make_networks(
     action_space = env.action_space(env_params)
     # The space that an environment declares is not always the shape that it returns.
     obs = jax.eval_shape(env.reset, jax.random.key(0), env_params)[0]
+    torso = _torso(spec, name, obs, env.observation_space(env_params))
+    own = torso.clone()  # the same object in both heads would share its parameters
+    discrete = envs.is_discrete(action_space)
+
+    def policy(torso: Any) -> Any:
+        if discrete:
+            return networks.CategoricalActor(int(action_space.n), torso)
+        return networks.GaussianActor(math.prod(action_space.shape), torso, spec.log_std_init)
+
+    def both() -> Any:
+        if spec.shared:
+            heads = networks.features_as_they_are
+            return networks.ActorCritic(policy(heads), networks.Critic(heads), torso)
+        return networks.ActorCritic(policy(torso), networks.Critic(own))
+
+    def action_values() -> Any:
+        if not discrete:
+            raise ValueError(
+                f"Q(s, ·) needs a finite number of actions, but those of {name} are continuous: of the "
+                "algorithms that learn values ddpg, td3 and sac are for them, and all_action is to be off."
+            )
+        if spec.torso == "linear":
+            return networks.LinearQ(int(action_space.n), own)
+        kind = networks.DuelingQNetwork if spec.dueling else networks.QNetwork
+        return kind(int(action_space.n), own)
+
+    def box() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if discrete:
+            raise ValueError(
+                f"The actions of {name} are a finite number, and this algorithm wants a box: take sac or dqn."
+            )
+        low, high = (
+            tuple(np.broadcast_to(b, action_space.shape).ravel().tolist())
+            for b in (action_space.low, action_space.high)
+        )
+        return low, high
+
+    def pair_value() -> Any:
+        # what it sees is one vector, whatever the observation was
+        return networks.ActionCritic(*box(), networks.MLP(spec.hidden, own.activation), obs.ndim)
+
+    kinds: dict[str, Callable[[], Any]] = {
+        "both": both,
+        "policy": lambda: policy(torso),
+        "value": lambda: networks.Critic(own),
+        "action_values": action_values,
+        "deterministic": lambda: networks.DeterministicActor(*box(), torso),
+        "pair_value": pair_value,
+        "soft_policy": lambda: policy(torso) if discrete else networks.TanhGaussianActor(*box(), torso),
+        "soft_value": lambda: action_values() if discrete else pair_value(),
+    }
+    return {parameter: kinds[kind]() for parameter, kind in heads.items()}
+
+
+def _torso(spec: NetworkSpec, name: str, obs: Any, space: Any) -> Any:
     activation = getattr(jax.nn, spec.activation)
     if spec.torso == "cnn":
         if obs.ndim != 3:
@@ -168,30 +233,9 @@ def make_networks(
             raise ValueError(
                 f"A CNN has one dense layer: give network.hidden one size, not {[*spec.hidden]}."
             )
-        torso = networks.CNN(spec.channels, spec.hidden[0], activation)
-    else:
-        num_states = getattr(env.observation_space(env_params), "n", 0) if obs.ndim == 0 else 0
-        torso = networks.MLP(spec.hidden, activation, obs.ndim, num_states)
-    discrete = envs.is_discrete(action_space)
-    if all_action and not discrete:
-        raise ValueError(
-            f"all_action sums over a finite number of actions, but those of {name} are "
-            "continuous: leave it off."
-        )
-
-    def actor(torso: Any) -> Any:
-        if discrete:
-            return networks.CategoricalActor(int(action_space.n), torso)
-        return networks.GaussianActor(math.prod(action_space.shape), torso, spec.log_std_init)
-
-    own = torso.clone()  # the same object in both heads would share its parameters
-    critic = networks.QNetwork(int(action_space.n), own) if all_action else networks.Critic(own)
-    if spec.shared:
-        heads = networks.features_as_they_are
-        together = networks.ActorCritic(actor(heads), networks.Critic(heads), torso)
-    else:
-        together = networks.ActorCritic(actor(torso), networks.Critic(own))
-    return {"network": together, "actor": actor(torso), "critic": critic}
+        return networks.CNN(spec.channels, spec.hidden[0], activation)
+    num_states = getattr(space, "n", 0) if obs.ndim == 0 else 0
+    return networks.MLP(() if spec.torso == "linear" else spec.hidden, activation, obs.ndim, num_states)
 
 
 def default_spec(annotation: Any) -> Spec:

@@ -51,6 +51,9 @@ class Preset(NamedTuple):
     options: dict[str, Any]
 
 
+_WIDE = dict(hidden=(256, 256), activation="relu")
+_TABLE = dict(network=dict(torso="linear"), optimizer=dict(name="sgd", learning_rate=0.5, max_grad_norm=None))
+
 # What each algorithm does anywhere. Options that are not named have `make`'s own default.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "ppo": dict(optimizer=dict(learning_rate=2.5e-4, schedule="linear"), num_envs=8),
@@ -73,6 +76,29 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "trpo": dict(critic_optimizer=dict(learning_rate=1e-3, max_grad_norm=None)),
     # a unit of the critic's KL is a squared error, and values are large: the actor's bound starves it
     "acktr": dict(lambda_=0.95, critic_optimizer=dict(max_kl=0.1)),
+    "a3c": dict(lambda_=0.95, optimizer=dict(name="rmsprop", learning_rate=7e-4, schedule="linear")),
+    "dqn": dict(
+        network=dict(hidden=(128, 128), activation="relu"),
+        optimizer=dict(learning_rate=2.5e-4, max_grad_norm=10.0),
+    ),
+    "ddpg": dict(
+        network=_WIDE,
+        actor_optimizer=dict(learning_rate=1e-3, max_grad_norm=None),
+        critic_optimizer=dict(learning_rate=1e-3, max_grad_norm=None),
+    ),
+    "td3": dict(
+        network=_WIDE,
+        actor_optimizer=dict(learning_rate=1e-3, max_grad_norm=None),
+        critic_optimizer=dict(learning_rate=1e-3, max_grad_norm=None),
+    ),
+    "sac": dict(
+        network=_WIDE,
+        actor_optimizer=dict(max_grad_norm=None),
+        critic_optimizer=dict(max_grad_norm=None),
+        temperature_optimizer=dict(max_grad_norm=None),
+    ),
+    "q_learning": _TABLE,
+    "sarsa": _TABLE,
 }
 
 _PPO_CONTINUOUS = dict(normalize_obs=True, normalize_reward=True, entropy_coef=0.0, num_epochs=10)
@@ -86,6 +112,10 @@ _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shar
 _MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
 
 _TRUST_PENDULUM = dict(gamma=0.9, num_steps=256, critic_minibatches=16, max_kl=0.02)
+
+_REPLAY_PENDULUM = dict(steps=100_000, capacity=100_000)
+_REPLAY_CAR = dict(steps=300_000, capacity=300_000)
+_CLIFF = dict(steps=20_000, gamma=1.0)
 
 # What is different where.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
@@ -135,17 +165,55 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("acktr", "Pendulum-v1"): dict(gamma=0.9, entropy_coef=0.0),
     ("acktr", "MountainCarContinuous-v0"): dict(entropy_coef=0.0),
     ("acktr", "Catch-bsuite"): dict(steps=200_000),
+    ("a3c", "CartPole-v1"): dict(),
+    ("dqn", "CartPole-v1"): dict(),
+    ("dqn", "Acrobot-v1"): dict(),
+    ("dqn", "Breakout-MinAtar"): dict(
+        network=dict(torso="cnn", hidden=(128,)), steps=1_000_000, capacity=100_000
+    ),
+    ("ddpg", "Pendulum-v1"): _REPLAY_PENDULUM,
+    ("td3", "Pendulum-v1"): _REPLAY_PENDULUM,
+    ("sac", "Pendulum-v1"): _REPLAY_PENDULUM,
+    ("ddpg", "MountainCarContinuous-v0"): _REPLAY_CAR,
+    ("td3", "MountainCarContinuous-v0"): _REPLAY_CAR,
+    ("sac", "MountainCarContinuous-v0"): _REPLAY_CAR,
+    ("sac", "CartPole-v1"): dict(),
+    ("sac", "Acrobot-v1"): dict(),
+    ("q_learning", "FrozenLake-misc"): dict(),
+    ("q_learning", "Cliff-tabular"): _CLIFF,
+    ("sarsa", "FrozenLake-misc"): dict(),
+    ("sarsa", "Cliff-tabular"): _CLIFF,
 }
+
+# The kind of network that is meant by each parameter of `make`.
+_POLICY_AND_VALUE = {"network": "both", "actor": "policy", "critic": "value"}
+_DETERMINISTIC = {"actor": "deterministic", "critic": "pair_value"}
+_HEADS: dict[str, dict[str, str]] = {
+    "dqn": {"q_network": "action_values"},
+    "q_learning": {"q_network": "action_values"},
+    "sarsa": {"q_network": "action_values"},
+    "ddpg": _DETERMINISTIC,
+    "td3": _DETERMINISTIC,
+    "sac": {"actor": "soft_policy", "critic": "soft_value"},
+}
+
+
+def _updates(o: dict[str, Any]) -> tuple[int, int]:
+    """Of an iteration that acts and learns by turns."""
+    num_steps = o["num_envs"] * o.get("num_steps", 1) * o["num_updates"]
+    return num_steps, o["num_updates"] * o.get("num_gradient_steps", 1)
+
 
 # Environment steps of one iteration, at most, and its gradient steps; None where the steps are not fixed.
 _ITERATION: dict[str, Callable[[dict[str, Any]], tuple[int, int | None]]] = {
     "ppo": lambda o: (o["num_envs"] * o["num_steps"], o["num_epochs"] * o["num_minibatches"]),
     "a2c": lambda o: (o["num_envs"] * o["num_steps"], 1),
-    "actor_critic": lambda o: (o["num_envs"] * o["num_updates"], o["num_updates"]),
     "reinforce": lambda o: (o["num_episodes"] * o["max_steps"], None),
     "npg": lambda o: (o["num_envs"] * o["num_steps"], o["critic_epochs"] * o["critic_minibatches"]),
     "trpo": lambda o: (o["num_envs"] * o["num_steps"], o["critic_epochs"] * o["critic_minibatches"]),
-    "acktr": lambda o: (o["num_envs"] * o["num_steps"] * o["num_updates"], o["num_updates"]),
+    **dict.fromkeys(
+        ("actor_critic", "acktr", "a3c", "dqn", "q_learning", "sarsa", "ddpg", "td3", "sac"), _updates
+    ),
 }
 
 
@@ -389,14 +457,17 @@ def build(preset: Preset, hyper: Hyper | None = None) -> Algorithm[Any]:
         raise ValueError(f"max_steps_in_episode must be at least 1, got {envs.max_steps(env_params)}.")
     if options.get("normalize_obs") and envs.is_discrete(env.observation_space(env_params)):
         raise ValueError(f"The observations of {preset.environment} are integers: leave normalize_obs off.")
-    all_action = options.get("all_action", False)
-    parts = make_networks(preset.network, preset.environment, env, env_params, all_action=all_action)
+    heads = _HEADS.get(preset.algorithm, _POLICY_AND_VALUE)
+    if options.get("all_action"):
+        heads = heads | {"critic": "action_values"}
+    heads = {name: kind for name, kind in heads.items() if name in wanted}
+    parts = make_networks(preset.network, preset.environment, env, env_params, heads)
     parts |= {name: make_optimizer(spec, _horizon(preset, name, spec)) for name, spec in specs.items()}
     if "weight" in options:
         if options["weight"] != "critic":
             parts["critic"] = parts["critic_optimizer"] = None
         options["weight"] = WEIGHTS[options["weight"]](options["gamma"])
-    return make(env, env_params, **{k: v for k, v in parts.items() if k in wanted}, **options)
+    return make(env, env_params, **parts, **options)
 
 
 def environment(preset: Preset) -> tuple[Any, Any]:
@@ -436,7 +507,8 @@ def _horizon(preset: Preset, name: str, spec: Spec) -> int | None:
             f"{preset.algorithm} has no fixed number of gradient steps: set {name}.schedule to constant."
         )
     counted = preset.options.get("normalize_obs") or preset.options.get("normalize_reward")
-    warmup = num_steps if counted else 0  # steps that fill the normalisers, without gradient steps
+    # steps that fill the replay buffer or the normalisers, without gradient steps
+    warmup = preset.options.get("warmup_steps", num_steps if counted else 0)
     return max(1, math.ceil((preset.steps - warmup) / num_steps)) * num_updates
 
 

@@ -1,0 +1,71 @@
+"""What A2C and A3C share: the gradient that one window of experience gives."""
+
+from typing import Any
+
+import jax
+import optax
+
+from pgjax.estimators.advantages import gae, standardize
+from pgjax.estimators.off_policy import importance_ratio, vtrace
+from pgjax.losses.policy import score_function_loss
+from pgjax.losses.value import squared_error_loss
+from pgjax.metrics import explained_variance
+from pgjax.types import Array, Metrics, Network, Numeric, Transition
+
+
+def window_gradient(
+    network: Network,
+    params: Any,
+    traj: Transition,
+    *,
+    gamma: Numeric,
+    lambda_: Numeric,
+    value_coef: Numeric,
+    entropy_coef: Numeric,
+    normalize_advantage: bool = False,
+    corrected: bool = False,
+) -> tuple[Any, Metrics]:
+    """The gradient of policy, value and entropy losses, bootstrapping at the end of the window.
+
+    Args:
+        network: `obs -> (Distribution, value [...])`.
+        params: where the gradient is taken.
+        traj: leaves `[T, N, ...]`.
+        gamma: discount factor.
+        lambda_: trace decay of the advantage; 1 is the n-step advantage.
+        value_coef: weight of the critic's loss.
+        entropy_coef: weight of the entropy bonus.
+        normalize_advantage: standardise the advantages of the batch.
+        corrected: correct by V-trace for the policy that acted having been another than that of `params`.
+
+    Returns:
+        The gradient, to be descended, and metrics.
+
+    References:
+        Mnih et al. 2016, Asynchronous methods for deep RL, algorithm S3; Espeholt et al. 2018, IMPALA,
+        section 4.2 (`corrected`).
+    """
+    policy, value = network.apply(params, traj.obs)
+    next_value = network.apply(params, traj.next_obs)[1]
+    common = traj.reward, value, next_value, traj.terminated, traj.truncated
+    if corrected:
+        ratio = importance_ratio(policy.log_prob(traj.action), traj.log_prob)
+        target, advantage = vtrace(ratio, *common, gamma=gamma, lambda_=lambda_)
+    else:
+        advantage = gae(*common, gamma=gamma, lambda_=lambda_)
+        target = advantage + value
+    weight = standardize(advantage) if normalize_advantage else advantage
+
+    def loss(params: Any) -> tuple[Array, Metrics]:
+        policy, value = network.apply(params, traj.obs)
+        policy_loss = score_function_loss(policy.log_prob(traj.action), weight).mean()
+        value_loss = squared_error_loss(value, target).mean()
+        entropy = policy.entropy().mean()
+        total = policy_loss + value_coef * value_loss - entropy_coef * entropy
+        return total, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+
+    gradient, metrics = jax.grad(loss, has_aux=True)(params)
+    return gradient, metrics | {
+        "grad_norm": optax.tree.norm(gradient),
+        "explained_variance": explained_variance(value, target),
+    }

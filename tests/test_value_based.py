@@ -1,0 +1,190 @@
+"""DQN, Q-learning and SARSA, against their updates by hand, and on the cliff."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from zoo import CARTPOLE, SMALL, TORSO, ZOO
+
+import pgjax
+from pgjax import networks, tabular
+from pgjax.algorithms import dqn, q_learning, sarsa
+
+KEY = jax.random.key(0)
+CLIFF = pgjax.envs.make("Cliff-tabular")
+NUM_STATES = 38
+
+
+def table():
+    return networks.LinearQ(4, lambda obs: obs)  # the observation is one-hot
+
+
+def make_dqn(**options):
+    options = SMALL | {"num_updates": 1, "batch_size": 64, "exploration_steps": 100} | options
+    return dqn.make(*CARTPOLE, networks.QNetwork(2, TORSO), optax.sgd(0.1), **options)
+
+
+def step_of(algorithm, num_iterations=1):
+    state = jax.jit(algorithm.init)(KEY)
+    step, new = jax.jit(algorithm.step), state
+    for i in range(num_iterations):
+        new, metrics = step(jax.random.key(i + 1), new)
+    return state, new, metrics
+
+
+def test_neither_warm_up_nor_exploration_takes_what_is_forbidden():
+    _, new, _ = step_of(ZOO["dqn-masked"](num_updates=12), 2)
+    stored = jax.tree.map(lambda x: x[: new.replay.size], new.replay.storage)
+    mask = np.asarray(stored.obs["action_mask"])
+    assert not mask.all()
+    assert mask[np.arange(len(mask)), stored.action].all()
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_step_of_dqn_by_hand(double):
+    old, new, _ = step_of(make_dqn(double=double))
+    keys = jax.random.split(jax.random.split(jax.random.key(1), 1)[0], 3)
+    sample = pgjax.sample_replay(keys[1], new.replay, 64)
+    network = networks.QNetwork(2, TORSO)
+    target_params = jax.tree.map(lambda x: 1.5 * x, old.learned.target_params)
+    # with a target network of its own, so that choosing and valuing differ
+    old = old._replace(learned=old.learned._replace(target_params=target_params))
+    new, _ = jax.jit(make_dqn(double=double).step)(jax.random.key(1), old)
+    next_value = network.apply(target_params, sample.next_obs)
+    chooser = network.apply(old.learned.params, sample.next_obs) if double else next_value
+    best = jnp.take_along_axis(next_value, chooser.argmax(-1)[:, None], 1)[:, 0]
+    target = sample.reward + 0.99 * jnp.where(sample.terminated, 0.0, best)
+
+    def loss(params):
+        value = jnp.take_along_axis(network.apply(params, sample.obs), sample.action[:, None], 1)[:, 0]
+        return 0.5 * jnp.square(value - target).mean()
+
+    gradient = jax.grad(loss)(old.learned.params)
+    wanted = jax.tree.map(lambda p, g: p - 0.1 * g, old.learned.params, gradient)
+    chex.assert_trees_all_close(new.learned.params, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_the_target_network_moves_at_its_period_and_then_copies():
+    algorithm = make_dqn(target_period=3)
+    state = jax.jit(algorithm.init)(KEY)
+    first, step = state.learned.params, jax.jit(algorithm.step)
+    for i in range(1, 7):
+        state, _ = step(jax.random.fold_in(KEY, i), state)
+        if i % 3 == 0:
+            chex.assert_trees_all_equal(state.learned.target_params, state.learned.params)
+            first = state.learned.params
+        else:
+            chex.assert_trees_all_equal(state.learned.target_params, first)
+
+
+def test_exploration_falls_with_the_steps_that_were_taken():
+    """ε from 1 to 0 over 100 steps, warm-up included: at the end every action is greedy."""
+    algorithm = make_dqn(epsilon_end=0.0, num_updates=60, warmup_steps=2)
+    state, new, _ = step_of(algorithm)
+    q = networks.QNetwork(2, TORSO).apply
+    storage = jax.tree.map(lambda x: x[: new.replay.size], new.replay.storage)
+    del state
+    # the buffer holds the last 40 transitions, all of them after step 82: ε below 0.2, at last 0
+    assert new.env_steps == 122
+    recent = storage.action[jnp.arange(new.replay.position - 4, new.replay.position) % 40]
+    seen = storage.obs[jnp.arange(new.replay.position - 4, new.replay.position) % 40]
+    greedy = q(new.learned.params, seen).argmax(-1)
+    np.testing.assert_array_equal(recent, greedy)
+
+
+@pytest.mark.parametrize("module", [q_learning, sarsa], ids=["q_learning", "sarsa"])
+def test_tables_by_hand(module):
+    """Every update of a run on the cliff against a NumPy table."""
+    options = {"num_updates": 40, "gamma": 0.9, "epsilon_start": 0.3, "epsilon_end": 0.3}
+    algorithm = module.make(*CLIFF, table(), optax.sgd(0.5), **options)
+    state = jax.jit(algorithm.init)(KEY)
+    q = np.zeros((NUM_STATES, 4))
+    one = module.make(*CLIFF, table(), optax.sgd(0.5), **options | {"num_updates": 1})
+    step, moved = jax.jit(one.step), 0
+    for i in range(40):
+        before, action = int(state.env_carry.obs[0].argmax()), int(state.action[0])
+        state, metrics = step(jax.random.fold_in(KEY, i), state)
+        found = np.asarray(state.learned.params["params"]["theta"])
+        changed = np.argwhere(found != q)
+        after = int(state.env_carry.obs[0].argmax())
+        if metrics["episodes"] == 0:
+            assert all(s == before for s, _ in changed)  # only the value of what was done there
+            reward = -100.0 if after == 36 and before != 36 and before > 24 else -1.0
+            following = q[after].max() if module is q_learning else q[after, int(state.action[0])]
+            if len(changed):
+                a = int(changed[0][1])
+                assert module is q_learning or a == action
+                wanted = q[before, a] + 0.5 * (reward + 0.9 * following - q[before, a])
+                np.testing.assert_allclose(found[before, a], wanted, rtol=1e-5)
+                moved += 1
+        q = found.copy()
+    assert moved > 30
+
+
+def greedy_path(params):
+    """Steps and return from the start, without exploration; 100 steps at most."""
+    q = table()
+
+    def act(key, obs):
+        return q.apply(params, obs).argmax(-1)
+
+    stats = jax.jit(lambda key: pgjax.evaluate(key, act, *CLIFF, 1, 100))(KEY)
+    return float(stats.mean_return), int(stats.length_sum)
+
+
+@pytest.mark.slow
+def test_the_cliff_tells_them_apart():
+    """Sutton & Barto 2018, example 6.6: ε = 0.1, step size 0.5, 500 episodes or so; 8 seeds.
+
+    Q-learning walks along the edge, 13 steps, and falls while it explores; SARSA goes round and earns more.
+    """
+    online, length = {}, {}
+    for module in (q_learning, sarsa):
+        algorithm = module.make(*CLIFF, table(), optax.sgd(0.5), num_updates=1000, gamma=1.0)
+        state, metrics = pgjax.train(jax.vmap(jax.random.key)(jnp.arange(8)), algorithm, 15)
+        late = metrics["episode_return_sum"][:, 5:].sum(1) / metrics["episodes"][:, 5:].sum(1)
+        online[module] = np.asarray(late)
+        paths = [greedy_path(jax.tree.map(lambda x, i=i: x[i], state.learned.params)) for i in range(8)]
+        length[module] = np.array([n for _, n in paths])
+    assert (online[sarsa] > online[q_learning] + 10).all()
+    assert (length[q_learning] == 13).all()
+    assert np.median(length[sarsa]) > 13
+
+
+@pytest.mark.slow
+def test_q_learning_finds_the_best_values():
+    """On a random problem, every action tried often and a step size that falls: Q is near Q*."""
+    mdp = tabular.random_mdp(jax.random.key(3), 5, 3, 0.7)
+    rate = optax.linear_schedule(0.5, 0.0, 20_000)
+    algorithm = q_learning.make(
+        mdp,
+        None,
+        networks.LinearQ(3, lambda obs: obs),
+        optax.sgd(rate),
+        num_updates=2000,
+        gamma=0.7,
+        epsilon_start=1.0,
+        epsilon_end=1.0,
+    )
+    state, _ = pgjax.train(KEY, algorithm, 10)
+    best = tabular.optimal_value(mdp)
+    value = state.learned.params["params"]["theta"].max(-1)
+    np.testing.assert_allclose(value, best, atol=0.05)
+
+
+def test_a_dueling_network_has_the_mean_of_its_values_as_its_state_value():
+    network = networks.DuelingQNetwork(3, TORSO)
+    params = network.init(KEY, jnp.zeros(4))
+    obs = jax.random.normal(KEY, (6, 4))
+    moved = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 1.0 if "Dense_0" in str(path) and x.shape == (1,) else x, params
+    )
+    np.testing.assert_allclose(network.apply(moved, obs), network.apply(params, obs) + 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("module", [q_learning, sarsa], ids=["q_learning", "sarsa"])
+def test_no_update_is_refused(module):
+    with pytest.raises(ValueError, match="num_updates must be at least 1"):
+        module.make(*CLIFF, table(), optax.sgd(0.5), num_updates=0)
