@@ -1,5 +1,7 @@
 """Acting, storing and sampling by turns: what lies in the buffer, and what memory holds."""
 
+import os
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -29,6 +31,12 @@ class Counter:
         info = {"final_observation": obs}
         # it counts on across episodes, so that every step can be told from every other
         return obs, state, action.astype(float), terminated, truncated, info
+
+
+def resident_bytes():
+    """What the process holds now; 0 where the system does not say."""
+    status = pathlib.Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 class Learned(NamedTuple):
@@ -143,6 +151,24 @@ def test_the_buffer_is_in_memory_once(n_step):
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.replay))
     assert program.temp_size_in_bytes < 0.02 * size
     assert program.alias_size_in_bytes >= size
+
+
+def test_three_hundred_iterations_need_no_more_memory_than_twenty():
+    algorithm = make(capacity=10_000)
+    step, state = jax.jit(algorithm.step, donate_argnums=1), jax.jit(algorithm.init)(KEY)
+
+    def go_on(state, num_iterations):
+        for i in range(num_iterations):
+            state, metrics = step(jax.random.fold_in(KEY, i), state)
+        jax.block_until_ready(metrics)
+        arrays = jax.live_arrays()
+        return state, sum(x.nbytes for x in arrays), len(arrays), resident_bytes()
+
+    state, nbytes, count, resident = go_on(state, 20)
+    state, later_nbytes, later_count, later_resident = go_on(state, 280)
+    assert later_nbytes <= nbytes
+    assert later_count <= count
+    assert later_resident < resident + 2**20
 
 
 def test_compile_time_does_not_depend_on_the_number_of_steps():

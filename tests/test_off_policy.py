@@ -58,6 +58,50 @@ def test_importance_ratio_is_the_ratio_of_the_probabilities(x64, rng):
     close(pgjax.importance_ratio(np.log(pi), np.log(mu)), pi / mu)
 
 
+# against rlax, where it is installed: it needs a nightly of TensorFlow Probability, so the suite does not
+
+
+@pytest.mark.parametrize("lambda_", [0.7, 1.0])
+def test_vtrace_equals_rlax(x64, rng, lambda_):
+    rlax = pytest.importorskip("rlax")
+    ratio, value = np.exp(rng.normal(size=T)), rng.normal(size=T + 1)
+    reward, terminated = rng.normal(size=T), np.arange(T) == 3
+    clips = {"clip_rho_threshold": 2.0, "clip_pg_rho_threshold": 2.0}
+    discount = 0.9 * ~terminated
+    theirs = rlax.vtrace_td_error_and_advantage(
+        value[:-1], value[1:], reward, discount, ratio, lambda_, **clips
+    )
+    options = {"gamma": 0.9, "lambda_": lambda_, "rho_clip": 2.0}
+    target, advantage = pgjax.vtrace(
+        ratio, reward, value[:-1], value[1:], terminated, np.zeros(T, bool), **options
+    )
+    close(target, value[:-1] + theirs.errors)
+    close(advantage, theirs.pg_advantage)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.7, 1.0])
+def test_retrace_equals_rlax(x64, rng, lambda_):
+    rlax = pytest.importorskip("rlax")
+    q, pi = rng.normal(size=(T + 1, 3)), rng.dirichlet(np.ones(3), size=T + 1)
+    action, mu = rng.integers(0, 3, size=T + 1), rng.uniform(0.2, 1.0, size=T + 1)
+    reward, terminated = rng.normal(size=T), np.arange(T) == 3
+    taken = pi[np.arange(T + 1), action]
+    inputs = q[:-1], q[1:], action[:-1], action[1:], reward, 0.9 * ~terminated, pi[1:], mu[1:]
+    theirs = rlax.retrace(*inputs, lambda_, eps=0.0)
+    value, next_value = q[np.arange(T), action[:-1]], (pi * q).sum(1)[1:]
+    ours = pgjax.retrace(
+        (taken / mu)[:-1],
+        reward,
+        value,
+        next_value,
+        terminated,
+        np.zeros(T, bool),
+        gamma=0.9,
+        lambda_=lambda_,
+    )
+    close(ours, value + theirs)
+
+
 # identities
 
 
