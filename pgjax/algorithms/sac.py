@@ -87,7 +87,9 @@ def make(
         alpha: α, the temperature at the start.
         learn_alpha: whether α is learned; otherwise it stays.
         target_entropy: in nats, of the action in its own units. None: −D + Σ log((high − low) / 2), which
-            is −D for actions scaled to [−1, 1]; for a finite number of actions 0.98 log A.
+            is −D for actions scaled to [−1, 1]; for a finite number of actions half of the most there can
+            be, ½ log A. (The 0.98 log A of the discrete paper is nearly the uniform policy: it acts well
+            only by its mode, and collects what random actions collect.)
         noise_correlation: of the noise that the policy draws actions with, with that of the step before;
             every single action is still drawn from the policy, but the way they take together is
             straighter. Not for a finite number of actions.
@@ -228,6 +230,6 @@ def make(
 
 def _default_entropy(space: Any) -> Array:
     if hasattr(space, "n"):
-        return 0.98 * jnp.log(float(space.n))
+        return 0.5 * jnp.log(float(space.n))
     low, high = (jnp.broadcast_to(jnp.asarray(b, float), space.shape) for b in (space.low, space.high))
     return jnp.sum(jnp.log(0.5 * (high - low)) - 1.0)

@@ -52,7 +52,10 @@ class Preset(NamedTuple):
 
 
 _WIDE = dict(hidden=(256, 256), activation="relu")
-_TABLE = dict(network=dict(torso="linear"), optimizer=dict(name="sgd", learning_rate=0.5, max_grad_norm=None))
+_TABLE = dict(
+    network=dict(torso="linear"),
+    optimizer=dict(name="sgd", learning_rate=0.5, max_grad_norm=None, schedule="linear"),
+)
 
 # What each algorithm does anywhere. Options that are not named have `make`'s own default.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -123,8 +126,12 @@ _REPLAY_SMALL = dict(
     batch_size=128,
 )
 _REPLAY_PENDULUM = _REPLAY_SMALL | dict(steps=100_000, capacity=100_000)
-_REPLAY_CAR = dict(steps=300_000, capacity=300_000)
+# The car swings up only if it is pushed one way for long: the noise has to remember.
+_REPLAY_CAR = _REPLAY_SMALL | dict(steps=150_000, capacity=150_000, noise_correlation=0.95)
+_SAC_FINITE = _REPLAY_SMALL | dict(capacity=100_000, num_gradient_steps=2)
 _CLIFF = dict(steps=20_000, gamma=1.0)
+# Reward is a long way off: values that are all zero know nothing better than their first action.
+_LAKE = dict(epsilon_start=1.0, exploration_steps=100_000)
 
 # What is different where.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
@@ -174,7 +181,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("acktr", "Pendulum-v1"): dict(gamma=0.9, entropy_coef=0.0),
     ("acktr", "MountainCarContinuous-v0"): dict(entropy_coef=0.0),
     ("acktr", "Catch-bsuite"): dict(steps=200_000),
-    ("a3c", "CartPole-v1"): dict(),
+    ("a3c", "CartPole-v1"): dict(steps=1_000_000, entropy_coef=0.0),
     ("dqn", "CartPole-v1"): dict(),
     ("dqn", "Acrobot-v1"): dict(),
     ("dqn", "Breakout-MinAtar"): dict(
@@ -183,14 +190,14 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("ddpg", "Pendulum-v1"): _REPLAY_PENDULUM,
     ("td3", "Pendulum-v1"): _REPLAY_PENDULUM,
     ("sac", "Pendulum-v1"): _REPLAY_PENDULUM,
-    ("ddpg", "MountainCarContinuous-v0"): _REPLAY_CAR,
-    ("td3", "MountainCarContinuous-v0"): _REPLAY_CAR,
+    ("ddpg", "MountainCarContinuous-v0"): _REPLAY_CAR | dict(noise_std=0.5),
+    ("td3", "MountainCarContinuous-v0"): _REPLAY_CAR | dict(noise_std=0.5),
     ("sac", "MountainCarContinuous-v0"): _REPLAY_CAR,
-    ("sac", "CartPole-v1"): dict(),
-    ("sac", "Acrobot-v1"): dict(),
-    ("q_learning", "FrozenLake-misc"): dict(),
+    ("sac", "CartPole-v1"): _SAC_FINITE | dict(steps=300_000),
+    ("sac", "Acrobot-v1"): _SAC_FINITE | dict(alpha=0.1, tau=0.05),
+    ("q_learning", "FrozenLake-misc"): _LAKE,
     ("q_learning", "Cliff-tabular"): _CLIFF,
-    ("sarsa", "FrozenLake-misc"): dict(),
+    ("sarsa", "FrozenLake-misc"): _LAKE,
     ("sarsa", "Cliff-tabular"): _CLIFF,
 }
 
