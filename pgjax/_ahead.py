@@ -9,6 +9,8 @@ from jax.extend import core
 
 Carry = TypeVar("Carry")
 
+_FREE_BYTES = 16 * 1024  # what may wait for every step, however little the scan gives out
+
 
 def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs: Any) -> tuple[Carry, Any]:
     """`lax.scan(body, carry, xs)`, with the part of `body` that `xs` alone decides moved out of the loop.
@@ -18,8 +20,9 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
     they are computed for all steps at once. The split is read off the traced program, so it holds for any
     policy and any environment.
 
-    What is computed ahead waits in memory for its step. Where that would take more than the scan's own
-    outputs do, or where the body has side effects, this is a plain scan.
+    What is computed ahead waits in memory for its step. Where that would take more than 16 KiB a step, and
+    more than the scan's own outputs do, or where the body has side effects, this is a plain scan. What a
+    `scan_ahead` inside the body computes before its loop may leave the outer loop as well.
 
     Args:
         body: `(carry, x) -> (carry, y)`.
@@ -32,12 +35,14 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
     leaves, carry_tree = jax.tree.flatten(carry)
     columns, xs_tree = jax.tree.flatten(xs)
 
+    y_trees = []
+
     def flat_body(leaves: list[Any], row: list[Any]) -> list[Any]:
         carry, y = body(jax.tree.unflatten(carry_tree, leaves), jax.tree.unflatten(xs_tree, row))
+        y_trees.append(jax.tree.structure(y))
         return [*jax.tree.leaves(carry), *jax.tree.leaves(y)]
 
     row = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in columns]
-    _, y = jax.eval_shape(body, carry, jax.tree.unflatten(xs_tree, row))
     nested = jax.make_jaxpr(flat_body)(leaves, row)
     program = jax.make_jaxpr(lambda *inputs: _evaluate(nested, inputs))(*leaves, *row)
     if program.effects:
@@ -60,7 +65,8 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
             late.append(eqn)
     needed = [*jaxpr.outvars, *(v for eqn in late for v in eqn.invars)]
     kept = list(dict.fromkeys(v for v in _variables(needed) if v in row_vars))
-    if _num_bytes(kept) > _num_bytes(jaxpr.outvars[num_carry:]):
+    computed = [v for v in kept if v not in set(jaxpr.invars)]
+    if _num_bytes(computed) > max(_FREE_BYTES, _num_bytes(jaxpr.outvars[num_carry:])):
         return lax.scan(body, carry, xs)
 
     constants = dict(zip(jaxpr.constvars, program.consts, strict=True))
@@ -79,7 +85,7 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
 
     num_steps, columns = columns[0].shape[0], jax.vmap(compute_early)(columns)
     leaves, columns = lax.scan(compute_late, leaves, columns, length=num_steps)
-    return jax.tree.unflatten(carry_tree, leaves), jax.tree.unflatten(jax.tree.structure(y), columns)
+    return jax.tree.unflatten(carry_tree, leaves), jax.tree.unflatten(y_trees[-1], columns)
 
 
 def _evaluate(program: core.ClosedJaxpr, inputs: Iterable[Any]) -> list[Any]:

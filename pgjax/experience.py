@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+from pgjax._ahead import scan_ahead
 from pgjax.distributions import Categorical
 from pgjax.networks import split_mask
 from pgjax.replay import ReplayState, add_to_replay, init_replay, n_step_transitions, sample_replay
@@ -191,14 +191,14 @@ def make(
 
     def update(state: State, key: PRNGKey) -> tuple[State, Metrics]:
         act_key, sample_key, learn_key = jax.random.split(key, 3)
-        state, (traj, stats) = lax.scan(act_once, state, jax.random.split(act_key, num_steps))
+        state, (traj, stats) = scan_ahead(act_once, state, jax.random.split(act_key, num_steps))
         replay, recent = store(state.replay, state.recent, traj)
         learned, metrics = learn(learn_key, state.learned, sample(sample_key, replay))
         counts = jax.tree.map(lambda x: x.sum(0), stats)
         return state._replace(learned=learned, replay=replay, recent=recent), metrics | counts.metrics()
 
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
-        new, metrics = lax.scan(update, state, jax.random.split(key, num_updates))
+        new, metrics = scan_ahead(update, state, jax.random.split(key, num_updates))
         env_steps = num_envs * num_steps * num_updates + state.uncounted_steps
         new = new._replace(uncounted_steps=jnp.zeros((), jnp.int32))
         return new, reduce_updates(metrics) | {"env_steps": env_steps}

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
+from pgjax._ahead import scan_ahead
 from pgjax.exploration import epsilon_greedy, linear_epsilon
 from pgjax.networks import split_mask
 from pgjax.rollouts import EnvCarry, reduce_updates, reset_envs, rollout
@@ -137,7 +137,7 @@ def make(
         return State(learned, env_carry, following, env_steps), metrics
 
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
-        state, metrics = lax.scan(update, state, jax.random.split(key, num_updates))
+        state, metrics = scan_ahead(update, state, jax.random.split(key, num_updates))
         env_steps = jnp.asarray(num_envs * num_updates, jnp.int32)
         return state, reduce_updates(metrics) | {"env_steps": env_steps}
 

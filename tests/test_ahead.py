@@ -76,12 +76,26 @@ def test_it_can_be_mapped_and_differentiated():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
-def test_what_takes_more_memory_than_the_outputs_stays_in_the_loop():
+@pytest.mark.parametrize(("size", "stays"), [(100, False), (10_000, True)])
+def test_what_takes_much_memory_and_more_than_the_outputs_stays_in_the_loop(size, stays):
     def body(carry, key):
-        return carry + jnp.sort(jax.random.normal(key, (100,)) + carry)[0], None
+        return carry + jnp.sort(jax.random.normal(key, (size,)) + carry)[0], None
 
     key = jax.random.split(jax.random.key(0), 3)
-    assert any("random" in name for name in loop_body(lambda c, x: scan_ahead(body, c, x), 0.0, key))
+    names = loop_body(lambda c, x: scan_ahead(body, c, x), 0.0, key)
+    assert any("random" in name for name in names) == stays
+
+
+def test_what_an_inner_scan_computes_ahead_leaves_the_outer_loop_too():
+    def outer(carry, key):
+        return scan_ahead(noisy, carry, (jax.random.split(key, 2), jnp.ones(2)))[0], None
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert not any(
+        "random" in name for name in loop_body(lambda c, x: scan_ahead(outer, c, x), jnp.ones(2), keys)
+    )
+    carry, _ = scan_ahead(outer, jnp.ones(2), keys)
+    np.testing.assert_allclose(carry, lax.scan(outer, jnp.ones(2), keys)[0], rtol=1e-6)
 
 
 def test_a_row_that_nothing_needs_still_counts_its_steps():

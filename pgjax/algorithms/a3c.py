@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._ahead import scan_ahead
 from pgjax.estimators.off_policy import importance_ratio
 from pgjax.rollouts import EnvCarry, reduce_updates, reset_envs, rollout
 from pgjax.types import Algorithm, Array, ArrayTree, Environment, Metrics, Network, Numeric, PRNGKey
@@ -154,7 +155,7 @@ def make(
         else:
             workers = (state.num_updates + jnp.arange(num_updates)) % num_active
         inputs = jax.random.split(update_key, num_updates), workers
-        state, metrics = jax.lax.scan(update, state, inputs)
+        state, metrics = scan_ahead(update, state, inputs)
         env_steps = jnp.asarray(num_envs * num_steps * num_updates, jnp.int32)
         return state, reduce_updates(metrics) | {"env_steps": env_steps}
 

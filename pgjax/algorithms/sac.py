@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from pgjax import experience
+from pgjax._ahead import scan_ahead
 from pgjax.experience import Batch, State, follow
 from pgjax.exploration import correlated_noise
 from pgjax.losses.policy import expected_soft_policy_loss, soft_policy_loss, temperature_loss
@@ -202,7 +203,7 @@ def make(
 
     def learn(key: PRNGKey, learned: Learned, batch: Batch) -> tuple[Learned, Metrics]:
         keys = jax.random.split(key, num_gradient_steps)
-        learned, metrics = jax.lax.scan(gradient_step, learned, (keys, batch))
+        learned, metrics = scan_ahead(gradient_step, learned, (keys, batch))
         return learned, jax.tree.map(jnp.mean, metrics)
 
     def act(key: PRNGKey, learned: Learned, obs: ArrayTree) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from pgjax import experience
+from pgjax._ahead import scan_ahead
 from pgjax.deterministic import Learned, Learner, explorer
 from pgjax.experience import Batch, State
 from pgjax.exploration import add_noise, gaussian_noise
@@ -94,7 +95,7 @@ def make(
         return learner.fit_critics(learned, batch, add_noise(next_action, noise, space.low, space.high))
 
     def delayed_step(learned: Learned, inputs: tuple[PRNGKey, Batch]) -> tuple[Learned, Metrics]:
-        learned, metrics = jax.lax.scan(critic_step, learned, inputs)
+        learned, metrics = scan_ahead(critic_step, learned, inputs)
         last = jax.tree.map(lambda x: x[-1], inputs[1].transition.obs)
         learned, actor_metrics = learner.improve_actor(learned, last)
         return learner.move_targets(learned, tau), jax.tree.map(jnp.mean, metrics) | actor_metrics
@@ -103,7 +104,7 @@ def make(
         num_moves = num_gradient_steps // policy_delay
         keys = jax.random.split(key, (num_moves, policy_delay))
         batch = jax.tree.map(lambda x: x.reshape(num_moves, policy_delay, *x.shape[1:]), batch)
-        learned, metrics = jax.lax.scan(delayed_step, learned, (keys, batch))
+        learned, metrics = scan_ahead(delayed_step, learned, (keys, batch))
         return learned, jax.tree.map(jnp.mean, metrics)
 
     return experience.make(
