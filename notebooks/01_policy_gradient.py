@@ -26,7 +26,7 @@
 # | 6 | baselines, and the policy gradient theorem |
 # | 7 | actor-critic |
 # | 8 | the natural gradient: notebook `04_natural_gradient` |
-# | 9 | modern deep reinforcement learning: notebook `05`, to come |
+# | 9 | modern deep reinforcement learning: notebook `05_value_or_policy` |
 
 # %%
 import os
@@ -960,7 +960,7 @@ assert variance(with_value) < variance(discount * to_go) < variance(total)
 # `04_natural_gradient`. The exact one is `tabular.natural_gradient`, with `tabular.fisher`.
 #
 # **9, modern deep reinforcement learning.** PPO, DDPG, TD3 and SAC as answers to the questions that these steps raise:
-# notebook `05`, to come.
+# notebook `05_value_or_policy`.
 #
 # Bias and variance of all these weights, measured and drawn on several problems: notebook `02_variance`. The softmax
 # policy and its score: notebook `03_boltzmann`. Which function and which test belong to which equation:
