@@ -22,8 +22,8 @@ TASKS = {  # environment steps of one run
     "ppo-64x128": 819_200,
     "ppo-2048x128": 1_572_864,
     "dqn": 100_000,
-    "sac": 5_000,
-    "td3": 5_000,
+    "sac": 10_000,
+    "td3": 10_000,
 }
 WARMUP = 2_000  # random steps of DQN, SAC and TD3
 RESULTS = pathlib.Path(__file__).parent / "results" / "speed.json"
