@@ -26,6 +26,17 @@ def test_json_round_trip_and_one_iteration_traces(name):
     assert {"env_steps", "episodes", "episode_return_sum", loss} <= set(metrics)
 
 
+def test_every_algorithm_has_an_environment_of_its_own():
+    homes = {name: presets.preset(name).environment for name in presets.algorithm_names()}
+    away = {
+        "ddpg": "Pendulum-v1",
+        "td3": "Pendulum-v1",
+        "q_learning": "Cliff-tabular",
+        "sarsa": "Cliff-tabular",
+    }
+    assert homes == dict.fromkeys(homes, "CartPole-v1") | away
+
+
 def test_infinite_options_survive_strict_json():
     preset = presets.preset("ppo", "CartPole-v1", clip_eps=math.inf)
     assert presets.from_json(json.loads(json.dumps(presets.to_json(preset), allow_nan=False))) == preset

@@ -14,12 +14,13 @@ from pgjax.types import Algorithm
 __all__ = ["Result", "evaluate", "load", "make", "run"]
 
 
-def make(algorithm: str, environment: str = "CartPole-v1", **changes: Any) -> Algorithm[Any]:
+def make(algorithm: str, environment: str | None = None, **changes: Any) -> Algorithm[Any]:
     """An algorithm by name, its networks and optimizers filled in.
 
     Args:
         algorithm: such as "ppo".
-        environment: such as "CartPole-v1".
+        environment: such as "CartPole-v1"; None for that or, where it does not fit, the first that there is
+            a preset for.
         **changes: any option of the algorithm's `make`; `steps`; `network`, `env_params` or an optimizer,
             each a dict of what to change in it.
 
@@ -42,7 +43,7 @@ def make(algorithm: str, environment: str = "CartPole-v1", **changes: Any) -> Al
 
 def run(
     algorithm: str,
-    environment: str = "CartPole-v1",
+    environment: str | None = None,
     *,
     seeds: int = 1,
     seed: int = 0,
@@ -54,7 +55,7 @@ def run(
 
     Args:
         algorithm: such as "ppo".
-        environment: such as "CartPole-v1".
+        environment: as in `make`.
         seeds: how many runs side by side.
         seed: of the first; run i uses the key of `seed + i`.
         out: the folder; None for `runs/<algorithm>-<environment>-<time>`.

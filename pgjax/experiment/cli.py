@@ -17,6 +17,7 @@ usage: pgjax COMMAND ...
   pgjax train ALGORITHM [--env NAME] [--seeds N] [--steps N] [--out DIR] [--seed S] [--stop-return R]
                         [any option of the algorithm]
                                         train, with a learning curve at the end; without --env on CartPole-v1
+                                        or, where that does not fit, on the first environment of its presets
   pgjax evaluate RUN [--episodes N] [--seed S]
                                         play the final policies of a run
   pgjax plot RUN... [--out FILE]        compare the learning curves of runs
@@ -99,7 +100,7 @@ def _train(args: list[str]) -> int:
         _fail(f"Name the algorithm first: pgjax train ALGORITHM. Known are {known}.")
     algorithm, args = args[0], args[1:]
     _use_all_cores(_peek(args, "--seeds", "1"))
-    preset = _checked(lambda: presets.preset(algorithm, _peek(args, "--env", "CartPole-v1")))
+    preset = _checked(lambda: presets.preset(algorithm, _peek(args, "--env", "") or None))
     chosen = _parse(_train_options(preset), args, f"pgjax train {algorithm}")
     if chosen.env != preset.environment:
         _fail("Give --env once.")
@@ -177,19 +178,18 @@ def _list(args: list[str]) -> int:
     from pgjax.experiment import presets
 
     algorithms = presets.algorithm_names()
-    tuned = sorted({environment for _, environment in presets.TUNED})
     table = Table(
         title="presets: steps by default", caption="elsewhere: the algorithm's defaults, 500,000 steps"
     )
     table.add_column("environment")
-    for algorithm in algorithms:
-        table.add_column(algorithm, justify="right")
-    for environment in tuned:
+    table.add_column("algorithms")
+    for environment in dict.fromkeys(environment for _, environment in presets.TUNED):
         steps = [
-            f"{presets.preset(a, environment).steps:,}" if (a, environment) in presets.TUNED else "-"
+            f"{a} {presets.preset(a, environment).steps:,}"
             for a in algorithms
+            if (a, environment) in presets.TUNED
         ]
-        table.add_row(environment, *steps)
+        table.add_row(environment, ", ".join(steps))
     console = Console()
     console.print("algorithms: " + ", ".join(algorithms), highlight=False)
     console.print("environments: " + ", ".join(envs.names()), highlight=False)

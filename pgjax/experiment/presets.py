@@ -133,7 +133,7 @@ _CLIFF = dict(steps=20_000, gamma=1.0)
 # Reward is a long way off: values that are all zero know nothing better than their first action.
 _LAKE = dict(epsilon_start=1.0, exploration_steps=100_000)
 
-# What is different where.
+# What is different where; an algorithm's first environment is the one it takes when none is named.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "CartPole-v1"): dict(num_envs=4),
     ("ppo", "Acrobot-v1"): dict(normalize_obs=True, optimizer=dict(learning_rate=1e-3)),
@@ -189,16 +189,16 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ),
     ("ddpg", "Pendulum-v1"): _REPLAY_PENDULUM,
     ("td3", "Pendulum-v1"): _REPLAY_PENDULUM,
+    ("sac", "CartPole-v1"): _SAC_FINITE | dict(steps=300_000),
     ("sac", "Pendulum-v1"): _REPLAY_PENDULUM,
     ("ddpg", "MountainCarContinuous-v0"): _REPLAY_CAR | dict(noise_std=0.5),
     ("td3", "MountainCarContinuous-v0"): _REPLAY_CAR | dict(noise_std=0.5),
     ("sac", "MountainCarContinuous-v0"): _REPLAY_CAR,
-    ("sac", "CartPole-v1"): _SAC_FINITE | dict(steps=300_000),
     ("sac", "Acrobot-v1"): _SAC_FINITE | dict(alpha=0.1, tau=0.05),
-    ("q_learning", "FrozenLake-misc"): _LAKE,
     ("q_learning", "Cliff-tabular"): _CLIFF,
-    ("sarsa", "FrozenLake-misc"): _LAKE,
+    ("q_learning", "FrozenLake-misc"): _LAKE,
     ("sarsa", "Cliff-tabular"): _CLIFF,
+    ("sarsa", "FrozenLake-misc"): _LAKE,
 }
 
 # The kind of network that is meant by each parameter of `make`.
@@ -283,12 +283,13 @@ def is_numeric(option: inspect.Parameter) -> bool:
     return set(get_args(Numeric)) <= set(get_args(option.annotation))
 
 
-def preset(algorithm: str, environment: str, **changes: Any) -> Preset:
+def preset(algorithm: str, environment: str | None = None, **changes: Any) -> Preset:
     """The settings for an algorithm in an environment, with changes.
 
     Args:
         algorithm: its name.
-        environment: its name; one that the table does not know gets the algorithm's defaults.
+        environment: its name; one that the table does not know gets the algorithm's defaults. None: that of
+            the algorithm's first row in the table, mostly CartPole-v1.
         **changes: as in `change`.
 
     Returns:
@@ -298,6 +299,7 @@ def preset(algorithm: str, environment: str, **changes: Any) -> Preset:
         ValueError: if a name is unknown.
     """
     make_parameters = inspect.signature(make_function(algorithm)).parameters
+    environment = environment or next(e for a, e in TUNED if a == algorithm)
     if environment not in envs.names():
         envs.make(environment)  # knows why not
     base = Preset(
