@@ -24,6 +24,16 @@ settings.register_profile(
 settings.load_profile("pgjax")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Drop what a module compiled: each program takes memory maps, and Linux grants a process 65,530.
+
+    Beyond that the compiler crashes; the whole suite in two processes comes near.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test."""
