@@ -5,7 +5,7 @@
 
 There are two scores: of the last 100 episodes of training, exploration included, and of 100 episodes that the
 final policies play without it. What is to be reached is meant for the first where the algorithm explores by
-its own policy, and for the second where something is added for exploration or where updates are delayed.
+its own policy and learns from it at once, and for the second in A3C and all that learn action values.
 """
 
 import argparse

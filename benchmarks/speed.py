@@ -60,6 +60,7 @@ def pgjax_training(task, total):
         algorithm = ppo.make(*env, network, optimizer, num_envs=num_envs, num_steps=num_steps)
     elif task == "dqn":
         options = {"num_envs": 10, "capacity": 50_000, "warmup_steps": WARMUP, "num_updates": 100}
+        options["double"] = True  # as rejax has it
         algorithm = dqn.make(*env, networks.QNetwork(2, torso()), adam(3e-4), **options)
         num_iterations = (total - WARMUP) // 1000
     else:

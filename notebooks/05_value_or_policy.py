@@ -56,7 +56,9 @@ def numpy(tree):
 
 def program(function, *args, soon=True):
     """Compiled ahead, so that a clock sees the device alone; `soon` compiles in half the time to slower code."""
-    soonest = {"xla_backend_optimization_level": 0 if QUICK else 1, "xla_cpu_use_fusion_emitters": False}
+    soonest = {"xla_backend_optimization_level": 0 if QUICK else 1}
+    if jax.__version_info__ < (0, 11):
+        soonest["xla_cpu_use_fusion_emitters"] = False
     cpu = jax.default_backend() == "cpu"
     options = soonest if cpu and (soon or QUICK) else None
     return jax.jit(function).lower(*args).compile(compiler_options=options)

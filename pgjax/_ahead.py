@@ -65,7 +65,8 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
             late.append(eqn)
     needed = [*jaxpr.outvars, *(v for eqn in late for v in eqn.invars)]
     kept = list(dict.fromkeys(v for v in _variables(needed) if v in row_vars))
-    computed = [v for v in kept if v not in set(jaxpr.invars)]
+    given = set(jaxpr.invars)
+    computed = [v for v in kept if v not in given]
     if _num_bytes(computed) > max(_FREE_BYTES, _num_bytes(jaxpr.outvars[num_carry:])):
         return lax.scan(body, carry, xs)
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pgjax._ahead import scan_ahead
 from pgjax.distributions import Categorical
@@ -120,23 +119,24 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if a number of something is below 1, if the warm-up leaves the buffer empty, or if the
-            actions have no bounds to draw them between.
+        ValueError: if a number of something is below 1, or if the warm-up leaves the buffer empty.
 
     References:
         Mnih et al. 2015, Human-level control through deep reinforcement learning, algorithm 1.
     """
     for name, value in (
+        ("num_envs", num_envs),
         ("num_steps", num_steps),
         ("num_updates", num_updates),
         ("num_gradient_steps", num_gradient_steps),
         ("batch_size", batch_size),
+        ("capacity", capacity),
         ("n_step", n_step),
     ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    warmup = -(-warmup_steps // num_envs) if num_envs > 0 else 0
-    if num_envs > 0 and warmup < n_step:
+    warmup = -(-warmup_steps // num_envs)
+    if warmup < n_step:
         raise ValueError(
             f"warmup_steps={warmup_steps} must be at least {n_step * num_envs}: num_envs={num_envs} times "
             f"n_step={n_step}, so that there is something to learn from."
@@ -230,11 +230,6 @@ def follow(target: Any, params: Any, tau: Numeric) -> Any:
 
 def _uniform_policy(space: Any) -> Policy:
     """Every action that is allowed, each as likely as any other."""
-    if not hasattr(space, "n") and not np.isfinite([np.min(space.low), np.max(space.high)]).all():
-        raise ValueError(
-            "The warm-up draws actions from the whole of their box, which has no bounds here: give the "
-            "environment's action space a finite low and high."
-        )
 
     def policy(key: PRNGKey, obs: ArrayTree) -> tuple[Array, Array]:
         num = jax.tree.leaves(obs)[0].shape[0]

@@ -3,13 +3,54 @@
 Noise is in units of half the action range, so one scale serves every component and every environment.
 """
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from pgjax._jit import compiled
 from pgjax.distributions import Categorical
 from pgjax.types import Array, Numeric, PRNGKey
+
+
+def check_finite_actions(space: Any) -> None:
+    """Refuse a space of actions that is not a finite set.
+
+    Args:
+        space: of an environment.
+
+    Raises:
+        ValueError: says which algorithms are for it.
+    """
+    if not hasattr(space, "n"):
+        raise ValueError(
+            "This algorithm has a value for every action, so it wants a finite number of them, and these are "
+            "continuous: take ddpg, td3 or sac."
+        )
+
+
+def check_box_actions(space: Any) -> None:
+    """Refuse a space of actions that is not a box with bounds.
+
+    Args:
+        space: of an environment.
+
+    Raises:
+        ValueError: says what to do.
+    """
+    if hasattr(space, "n"):
+        raise ValueError(
+            "This algorithm wants actions from a box, and these are a finite number: take sac or dqn."
+        )
+    known = [b for b in (space.low, space.high) if not isinstance(b, Tracer)]
+    if not all(np.isfinite(b).all() for b in known):
+        raise ValueError(
+            "The actions are drawn from the whole of their box and scaled by it, and this one has no bounds: "
+            "give the environment's action space a finite low and high."
+        )
 
 
 @compiled()

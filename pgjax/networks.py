@@ -102,6 +102,20 @@ def split_mask(obs: ArrayTree) -> tuple[Any, Array | None]:
     return obs, None
 
 
+def allowed(action_value: Array, obs: ArrayTree) -> Array:
+    """Action values, −∞ for what the mask in the observation forbids.
+
+    Args:
+        action_value: `[..., A]`.
+        obs: the observation, with a mask in it or without.
+
+    Returns:
+        `[..., A]`.
+    """
+    mask = split_mask(obs)[1]
+    return action_value if mask is None else jnp.where(mask, action_value, -jnp.inf)
+
+
 class CategoricalActor(nn.Module):
     """A softmax policy on top of a torso.
 
@@ -255,7 +269,7 @@ class LinearQ(nn.Module):
     @nn.compact
     def __call__(self, obs: ArrayTree) -> Array:
         """Action values `[..., A]`."""
-        features = self.features(obs)
+        features = self.features(split_mask(obs)[0])
         theta = self.param("theta", nn.initializers.zeros_init(), (features.shape[-1], self.num_actions))
         return features @ theta
 

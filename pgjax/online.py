@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from pgjax._ahead import scan_ahead
-from pgjax.exploration import epsilon_greedy, linear_epsilon
+from pgjax.exploration import check_finite_actions, epsilon_greedy, linear_epsilon
 from pgjax.networks import split_mask
 from pgjax.rollouts import EnvCarry, reduce_updates, reset_envs, rollout
 from pgjax.types import (
     Algorithm,
     Array,
     ArrayTree,
-    Environment,
+    DescribedEnvironment,
     Metrics,
     Network,
     Numeric,
@@ -57,7 +57,7 @@ Error: TypeAlias = Callable[[Array, Array, Transition, Array], Array]
 
 
 def make(
-    env: Environment,
+    env: DescribedEnvironment,
     env_params: Any,
     q_network: Network,
     optimizer: optax.GradientTransformation,
@@ -90,8 +90,9 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates < 1`.
+        ValueError: if `num_updates < 1`, or if the actions are continuous.
     """
+    check_finite_actions(env.action_space(env_params))
     if num_updates < 1:
         raise ValueError(f"num_updates must be at least 1, got {num_updates}.")
 
@@ -111,7 +112,9 @@ def make(
     def update(state: State, key: PRNGKey) -> tuple[State, Metrics]:
         env_key, action_key, start_key = jax.random.split(key, 3)
         (params, opt_state), env_steps = state.learned, state.env_steps + num_envs
-        action = state.action if on_policy else explore(action_key, params, state.env_carry.obs, env_steps)
+        action = state.action
+        if not on_policy:
+            action = explore(action_key, params, state.env_carry.obs, state.env_steps)
 
         def policy(key: PRNGKey, obs: ArrayTree) -> tuple[Array, Array]:
             del key, obs

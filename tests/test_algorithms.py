@@ -61,6 +61,15 @@ def run(name):
     return keys, start, chunk
 
 
+@pytest.fixture(scope="class", params=ALGORITHMS)
+def name(request):
+    """A row of the table: all its tests run before those of the next, then its programs are dropped."""
+    yield request.param
+    for cached in (compiled, run):
+        cached.cache_clear()
+    jax.clear_caches()
+
+
 def module_of(name):
     names = {m.__name__.split(".")[-1]: m for m in MODULES}
     return names[name.replace("actor-critic", "actor_critic").split("-")[0]]
@@ -88,7 +97,6 @@ class TestConformance:
         assert files == {m.__name__.split(".")[-1] for m in MODULES}
         assert {module_of(name) for name in ZOO} == set(MODULES)
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_shapes_and_dtypes_are_stable(self, name):
         algorithm, init, step = compiled(name)
         assert isinstance(algorithm, Algorithm)
@@ -97,7 +105,6 @@ class TestConformance:
         assert avals(after) == avals(state)
         assert all(m.shape == () for m in metrics.values())
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_the_second_step_compiles_nothing_and_learns(self, name):
         _, init, step = compiled(name)
         state = init(KEY)
@@ -108,7 +115,6 @@ class TestConformance:
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.learned, twice.learned)
         assert any(jax.tree.leaves(moved))
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_every_iteration_reports_steps_and_episodes(self, name):
         _, init, step = compiled(name)
         _, metrics = step(KEY, init(KEY))
@@ -119,7 +125,6 @@ class TestConformance:
         assert always | losses | entropy | {"grad_norm"} <= set(metrics)
         assert metrics["env_steps"] > 0
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_in_pieces_as_in_one(self, name):
         _, start, chunk = run(name)
         whole, metrics = chunk(start, 0, 4)
@@ -130,7 +135,6 @@ class TestConformance:
         for m, a, b in zip(*(jax.tree.leaves(x) for x in (metrics, first, second)), strict=True):
             np.testing.assert_array_equal(m, jnp.concatenate([a[:, :3], b[:, :1]], 1))
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_a_seed_among_others_is_the_seed_alone(self, name):
         """One iteration from the same state, to rounding; later chaos does the rest."""
         keys, start, chunk = run(name)
@@ -141,13 +145,11 @@ class TestConformance:
         both = jax.tree.map(lambda x: x[2], together.state.learned), alone.learned
         chex.assert_trees_all_close(*both, rtol=1e-5, atol=1e-6)
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_seeds_differ(self, name):
         _, start, chunk = run(name)
         learned = jax.tree.leaves(chunk(start, 0, 1)[0].state.learned)
         assert any(not np.allclose(x[0], x[1]) for x in learned)
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_hyper_parameters_can_be_mapped_over(self, name):
         def learned(learning_rate, gamma):
             algorithm = ZOO[name](learning_rate=learning_rate, gamma=gamma)
@@ -175,7 +177,6 @@ class TestConformance:
         obs = {"obs": jnp.ones((64, 4)), "action_mask": jnp.zeros((64, 2), bool).at[:, 1].set(True)}
         assert (algorithm.act(KEY, state, obs) == 1).all()
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_lowers_for_all_platforms(self, name):
         algorithm = compiled(name)[0]
         key = jax.ShapeDtypeStruct((2,), jnp.uint32)
@@ -184,7 +185,6 @@ class TestConformance:
         exported = jax.export.export(step, platforms=("cpu", "cuda", "tpu"))(key, state)
         assert exported.platforms == ("cpu", "cuda", "tpu")
 
-    @pytest.mark.parametrize("name", ALGORITHMS)
     def test_act_is_deterministic_and_takes_a_batch(self, name):
         algorithm, init, _ = compiled(name)
         state = init(KEY)

@@ -1,17 +1,21 @@
 """DDPG and TD3: what one is without the other's additions, and what each addition does."""
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import HIGH, LOW, OTHER_TORSO, PENDULUM, SMALL, TORSO, ZOO, pair_value
+from zoo import CARTPOLE, HIGH, LOW, OTHER_TORSO, PENDULUM, SMALL, TORSO, ZOO, pair_value
 
+import pgjax
 from pgjax import networks
 from pgjax.algorithms import ddpg, td3
 from pgjax.deterministic import Learner, explorer
 from pgjax.experience import Batch
+from pgjax.tabular.mdp import Box
 from pgjax.types import Transition
 
 KEY = jax.random.key(0)
@@ -117,8 +121,7 @@ def test_targets_and_actor_wait_for_the_delay():
     assert learned.critic_opt_state[0].count == 3
 
 
-def test_the_noise_of_the_target_is_in_units_of_the_action_range():
-    """The mean over much noise of a target that is linear in the action moves by its clip, and no further."""
+def test_the_noise_of_exploration_is_in_units_of_half_the_action_range():
     wide = networks.DeterministicActor((-20.0,), (20.0,), TORSO)
     noisy = explorer(wide, -20.0, 20.0, noise_std=0.1, noise_correlation=0.0)
     params = wide.init(KEY, jnp.zeros(3))
@@ -127,6 +130,36 @@ def test_the_noise_of_the_target_is_in_units_of_the_action_range():
     action, noise = noisy(KEY, learned, obs, jnp.zeros((4000, 1)), jnp.zeros((), jnp.int32))
     assert abs(float(action.std()) - 2.0) < 0.1  # a tenth of half the range
     assert noise.shape == (4000, 1)
+
+
+class Sees(NamedTuple):
+    """A critic that says the size of the action it is asked about; the actor always means 0."""
+
+    def init(self, key, pair):
+        return jnp.zeros(())
+
+    def apply(self, params, pair):
+        return params + jnp.abs(pair[1][..., 0])
+
+
+def test_the_noise_of_the_target_is_in_units_of_half_the_action_range_and_clipped():
+    """Pendulum's box is ±2: noise far beyond its clip of 0.25 moves the target's action by 0.5 exactly."""
+    options = SMALL | {"num_updates": 1, "num_gradient_steps": 2, "gamma": 1.0, "tau": 0.0}
+    noise = {"target_noise_std": 1e6, "target_noise_clip": 0.25}
+    rate = 1e-3
+    centre = networks.DeterministicActor(LOW, HIGH, TORSO)
+    algorithm = td3.make(*PENDULUM, centre, Sees(), optax.sgd(0.0), optax.sgd(rate), **options, **noise)
+    state = jax.jit(algorithm.init)(KEY)
+    zero = jax.tree.map(jnp.zeros_like, state.learned.actor_params)  # means the middle of the box
+    state = state._replace(learned=state.learned._replace(actor_params=zero, target_actor_params=zero))
+    batch_key = jax.random.split(jax.random.split(jax.random.key(1), 1)[0], 3)[1]
+    new, _ = jax.jit(algorithm.step)(jax.random.key(1), state)
+    found = pgjax.sample_replay(batch_key, new.replay, 2 * SMALL["batch_size"])
+    target = found.reward + jnp.where(found.terminated, 0.0, 0.5)
+    params = 0.0
+    for half in jnp.split(target - jnp.abs(found.action[:, 0]), 2):
+        params = params + rate * (half.mean() - params)
+    np.testing.assert_allclose(new.learned.critic_params, params, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -158,3 +191,22 @@ def test_actions_stay_in_the_box_whatever_the_noise():
     action = state.replay.storage.action
     assert jnp.abs(action).max() <= 2.0
     assert (jnp.abs(action) == 2.0).any()
+
+
+@pytest.mark.parametrize("module", [ddpg, td3], ids=["ddpg", "td3"])
+def test_a_finite_number_of_actions_is_refused(module):
+    with pytest.raises(ValueError, match="wants actions from a box"):
+        module.make(*CARTPOLE, ACTOR, pair_value(), optax.sgd(0.1), optax.sgd(0.1))
+
+
+def test_the_bounds_of_the_box_may_be_traced():
+    def step(low):
+        class Bounded(type(PENDULUM[0])):
+            def action_space(self, params):
+                return Box((1,), float, low, -low)
+
+        env = Bounded(*(getattr(PENDULUM[0], name) for name in ("env", "low", "high")))
+        algorithm = td3.make(env, PENDULUM[1], ACTOR, pair_value(), optax.sgd(0.1), optax.sgd(0.1), **SMALL)
+        return algorithm.step(KEY, algorithm.init(KEY))[1]
+
+    jax.eval_shape(step, -2.0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pgjax import experience
+from pgjax.exploration import check_box_actions
 from pgjax.tabular.mdp import Box, Discrete
 
 KEY = jax.random.key(0)
@@ -91,13 +92,10 @@ def test_the_warm_up_acts_at_random_and_is_counted_once():
     assert jax.jit(algorithm.step)(KEY, after)[1]["env_steps"] == 8
 
 
-def test_actions_without_bounds_cannot_be_drawn_at_random():
-    class Unbounded(Counter):
-        def action_space(self, params):
-            return Box((1,), float)
-
-    with pytest.raises(ValueError, match="which has no bounds here"):
-        make(env=Unbounded())
+def test_actions_without_bounds_are_refused():
+    with pytest.raises(ValueError, match="this one has no bounds"):
+        check_box_actions(Box((1,), float))
+    check_box_actions(Box((1,), float, -1.0, 1.0))
 
 
 @pytest.mark.parametrize("num_steps", [1, 3])
@@ -184,6 +182,8 @@ def test_compile_time_does_not_depend_on_the_number_of_steps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"num_envs": 0}, "num_envs must be at least 1"),
+        ({"capacity": 0}, "capacity must be at least 1"),
         ({"num_updates": 0}, "num_updates must be at least 1"),
         ({"num_gradient_steps": 0}, "num_gradient_steps must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

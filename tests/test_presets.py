@@ -26,6 +26,13 @@ def test_json_round_trip_and_one_iteration_traces(name):
     assert {"env_steps", "episodes", "episode_return_sum", loss} <= set(metrics)
 
 
+def test_the_schedule_of_a_delayed_actor_ends_with_its_own_steps():
+    preset = presets.preset("td3", "Pendulum-v1", actor_optimizer={"schedule": "linear"})
+    spec = preset.optimizers["actor_optimizer"]
+    horizons = [presets._horizon(preset, name, spec) for name in ("actor_optimizer", "critic_optimizer")]
+    assert horizons[1] == 2 * horizons[0]
+
+
 def test_every_algorithm_has_an_environment_of_its_own():
     homes = {name: presets.preset(name).environment for name in presets.algorithm_names()}
     away = {

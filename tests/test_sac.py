@@ -51,10 +51,10 @@ def test_the_entropy_that_is_wanted_is_in_units_of_the_action():
 
 
 def test_without_temperature_and_with_a_fixed_policy_its_target_is_that_of_expected_sarsa():
-    """One critic, α → 0, the policy fixed: the critic's step is that of expected SARSA on the same batch."""
+    """One critic, α = 0, the policy fixed: the critic's step is that of expected SARSA on the same batch."""
     import pgjax
 
-    options = {"num_critics": 1, "alpha": 1e-20, "learn_alpha": False, "batch_size": 64}
+    options = {"num_critics": 1, "alpha": 0.0, "learn_alpha": False, "batch_size": 64}
     old, new, _ = step_of(make(True, **options))
     keys = jax.random.split(jax.random.split(jax.random.key(1), 1)[0], 3)
     transition = pgjax.sample_replay(keys[1], new.replay, 64)
@@ -107,3 +107,10 @@ def test_correlated_noise_leaves_every_single_action_to_the_policy():
 def test_no_critic_is_refused():
     with pytest.raises(ValueError, match="num_critics must be at least 1"):
         make(num_critics=0)
+
+
+def test_a_temperature_of_0_cannot_be_learned_but_can_be_fixed():
+    with pytest.raises(ValueError, match="set learn_alpha off"):
+        make(alpha=0.0)
+    _, new, _ = step_of(make(alpha=0.0, learn_alpha=False))
+    chex.assert_tree_all_finite(new.learned)

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from zoo import CARTPOLE, SMALL, TORSO, ZOO
+from zoo import CARTPOLE, PENDULUM, SMALL, TORSO, ZOO
 
 import pgjax
 from pgjax import networks, tabular
 from pgjax.algorithms import dqn, q_learning, sarsa
+from pgjax.tabular.mdp import Discrete
 
 KEY = jax.random.key(0)
 CLIFF = pgjax.envs.make("Cliff-tabular")
@@ -185,3 +186,33 @@ def test_a_dueling_network_has_the_mean_of_its_values_as_its_state_value():
 def test_no_update_is_refused(module):
     with pytest.raises(ValueError, match="num_updates must be at least 1"):
         module.make(*CLIFF, table(), optax.sgd(0.5), num_updates=0)
+
+
+@pytest.mark.parametrize("module", [q_learning, sarsa, dqn], ids=["q_learning", "sarsa", "dqn"])
+def test_continuous_actions_are_refused(module):
+    with pytest.raises(ValueError, match="wants a finite number of them"):
+        module.make(*PENDULUM, networks.QNetwork(1, TORSO), optax.sgd(0.5))
+
+
+class Forbidden:
+    """One state for ever; every step costs 1, and the second action is forbidden."""
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def reset(self, key, params):
+        return {"obs": jnp.ones(1), "action_mask": jnp.array([True, False])}, jnp.zeros(())
+
+    def step(self, key, state, action, params):
+        obs, state = self.reset(key, params)
+        no = jnp.zeros((), bool)
+        return obs, state, jnp.full((), -1.0), no, no, {"final_observation": obs}
+
+
+@pytest.mark.parametrize("module", [q_learning, sarsa], ids=["q_learning", "sarsa"])
+def test_nothing_is_learned_from_what_is_forbidden(module):
+    """−1 for ever at γ = 0.5 is worth −2; the forbidden action's value, still 0, must not count."""
+    network = networks.LinearQ(2, lambda obs: obs)
+    algorithm = module.make(Forbidden(), None, network, optax.sgd(0.5), gamma=0.5, num_updates=100)
+    state, _ = pgjax.train(KEY, algorithm, 1)
+    np.testing.assert_allclose(state.learned.params["params"]["theta"][0], [-2.0, 0.0], atol=1e-4)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from pgjax._ahead import scan_ahead
 from pgjax.estimators.off_policy import importance_ratio
@@ -81,7 +82,7 @@ def make(
         value_coef: weight of the critic's loss.
         entropy_coef: weight of the entropy bonus.
         delay: how many updates of others lie between a worker's copy and its own update, below W; may be
-            traced. Only delay + 1 workers then take part. None: all do.
+            traced, and is then cut off there. Only delay + 1 workers then take part. None: all do.
         random_order: the workers finish in random order, each as likely as any other to be next; the delay
             is then the mean of a geometric distribution. Otherwise they take turns.
         corrected: take the gradient at the shared parameters instead of the copy, and correct by V-trace for
@@ -97,12 +98,21 @@ def make(
         Mnih et al. 2016, Asynchronous methods for deep RL, algorithm S3; Espeholt et al. 2018, IMPALA
         (`corrected`).
     """
-    for name, value in (("num_workers", num_workers), ("num_updates", num_updates)):
+    for name, value in (
+        ("num_workers", num_workers),
+        ("num_envs", num_envs),
+        ("num_steps", num_steps),
+        ("num_updates", num_updates),
+    ):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    if isinstance(delay, int | float) and not 0 <= delay < num_workers:
-        raise ValueError(f"delay must be at least 0 and below num_workers={num_workers}, got {delay}.")
-    num_active = num_workers if delay is None else jnp.asarray(delay, jnp.int32) + 1
+    num_active = num_workers
+    if delay is not None:
+        if not isinstance(delay, Tracer) and (not 0 <= delay < num_workers or delay != int(delay)):
+            raise ValueError(
+                f"delay must be a whole number from 0 to {num_workers - 1}, below num_workers, got {delay}."
+            )
+        num_active = jnp.clip(jnp.asarray(delay, jnp.int32), 0, num_workers - 1) + 1
 
     def init(key: PRNGKey) -> State:
         env_key, params_key = jax.random.split(key)

@@ -9,6 +9,7 @@ import optax
 from pgjax import experience
 from pgjax.deterministic import Learned, Learner, explorer
 from pgjax.experience import Batch, State
+from pgjax.exploration import check_box_actions
 from pgjax.networks import Ensemble
 from pgjax.types import Algorithm, DescribedEnvironment, Metrics, Network, Numeric, PRNGKey
 
@@ -59,13 +60,15 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if a number of something is below 1, or if the warm-up leaves the buffer empty.
+        ValueError: if a number of something is below 1, if the warm-up leaves the buffer empty, or if the
+            actions are not a box with bounds.
 
     References:
         Lillicrap et al. 2016, Continuous control with deep reinforcement learning, algorithm 1.
     """
     learner = Learner(actor, Ensemble(critic, 1), actor_optimizer, critic_optimizer)
     space = env.action_space(env_params)
+    check_box_actions(space)
 
     def gradient_step(learned: Learned, batch: Batch) -> tuple[Learned, Metrics]:
         next_action = actor.apply(learned.target_actor_params, batch.transition.next_obs)

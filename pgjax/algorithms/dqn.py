@@ -8,9 +8,9 @@ import optax
 
 from pgjax import experience
 from pgjax.experience import Batch, State, follow
-from pgjax.exploration import epsilon_greedy, linear_epsilon
+from pgjax.exploration import check_finite_actions, epsilon_greedy, linear_epsilon
 from pgjax.losses.value import double_q_learning_loss, huber_loss, q_learning_loss
-from pgjax.networks import split_mask
+from pgjax.networks import allowed, split_mask
 from pgjax.types import Algorithm, Array, ArrayTree, DescribedEnvironment, Metrics, Network, Numeric, PRNGKey
 
 
@@ -84,12 +84,14 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if a number of something is below 1, or if the warm-up leaves the buffer empty.
+        ValueError: if a number of something is below 1, if the warm-up leaves the buffer empty, or if the
+            actions are continuous.
 
     References:
         Mnih et al. 2015, Human-level control through deep reinforcement learning, algorithm 1;
         van Hasselt et al. 2016, Deep RL with double Q-learning (`double`).
     """
+    check_finite_actions(env.action_space(env_params))
     error_loss = {"error_loss": huber_loss} if huber else {}
 
     def init_learned(key: PRNGKey, obs: ArrayTree, action: Array) -> Learned:
@@ -152,9 +154,3 @@ def make(
         gamma=gamma,
         n_step=n_step,
     )
-
-
-def allowed(action_value: Array, obs: ArrayTree) -> Array:
-    """Action values, −∞ for what the mask in the observation forbids."""
-    mask = split_mask(obs)[1]
-    return action_value if mask is None else jnp.where(mask, action_value, -jnp.inf)

@@ -6,12 +6,13 @@ import optax
 
 from pgjax import online
 from pgjax.losses.value import q_learning_loss
+from pgjax.networks import allowed
 from pgjax.online import State
-from pgjax.types import Algorithm, Array, Environment, Network, Numeric, Transition
+from pgjax.types import Algorithm, Array, DescribedEnvironment, Network, Numeric, Transition
 
 
 def make(
-    env: Environment,
+    env: DescribedEnvironment,
     env_params: Any,
     q_network: Network,
     optimizer: optax.GradientTransformation,
@@ -44,7 +45,7 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates < 1`.
+        ValueError: if `num_updates < 1`, or if the actions are continuous.
 
     References:
         Watkins & Dayan 1992, Q-learning; Sutton & Barto 2018, section 6.5.
@@ -52,6 +53,7 @@ def make(
 
     def error(value: Array, next_value: Array, transition: Transition, next_action: Array) -> Array:
         del next_action
+        next_value = allowed(next_value, transition.next_obs)
         return q_learning_loss(
             value, transition.action, transition.reward, next_value, transition.terminated, gamma=gamma
         )

@@ -9,7 +9,7 @@ import optax
 from pgjax import experience
 from pgjax._ahead import scan_ahead
 from pgjax.experience import Batch, State, follow
-from pgjax.exploration import correlated_noise
+from pgjax.exploration import check_box_actions, correlated_noise
 from pgjax.losses.policy import expected_soft_policy_loss, soft_policy_loss, temperature_loss
 from pgjax.losses.value import expected_soft_q_loss, soft_q_loss
 from pgjax.networks import Ensemble
@@ -90,16 +90,17 @@ def make(
         target_entropy: in nats, of the action in its own units. None: −D + Σ log((high − low) / 2), which
             is −D for actions scaled to [−1, 1]; for a finite number of actions half of the most there can
             be, ½ log A. (The 0.98 log A of the discrete paper is nearly the uniform policy: it acts well
-            only by its mode, and collects what random actions collect.)
-        noise_correlation: of the noise that the policy draws actions with, with that of the step before;
-            every single action is still drawn from the policy, but the way they take together is
-            straighter. Not for a finite number of actions.
+            only by its mode, and collects what random actions collect.) Set it lower where masks leave fewer.
+        noise_correlation: ρ of the noise that the policy draws actions with, with that of the step before.
+            An episode begins at the policy's mode; after some 1 / (1 − ρ) steps every single action is drawn
+            from the policy, but the way they take together is straighter. Not for a finite number of actions.
 
     Returns:
         The algorithm.
 
     Raises:
-        ValueError: if a number of something is below 1, or if the warm-up leaves the buffer empty.
+        ValueError: if a number of something is below 1, if the warm-up leaves the buffer empty, if a box of
+            actions has no bounds, or if `alpha` is 0 and to be learned.
 
     References:
         Haarnoja et al. 2018, Soft actor-critic algorithms and applications, algorithm 1;
@@ -109,6 +110,10 @@ def make(
         raise ValueError(f"num_critics must be at least 1, got {num_critics}.")
     space = env.action_space(env_params)
     discrete = hasattr(space, "n")
+    if not discrete:
+        check_box_actions(space)
+    if learn_alpha and isinstance(alpha, int | float) and alpha <= 0:
+        raise ValueError(f"alpha must be above 0 to be learned, got {alpha}: set learn_alpha off for 0.")
     critics = Ensemble(critic, num_critics)
     wanted_entropy = _default_entropy(space) if target_entropy is None else target_entropy
 
@@ -116,7 +121,8 @@ def make(
         actor_key, critic_key = jax.random.split(key)
         actor_params = actor.init(actor_key, obs)
         critic_params = critics.init(critic_key, obs if discrete else (obs, action))
-        log_alpha = jnp.log(jnp.asarray(alpha, float))
+        temperature = jnp.asarray(alpha, float)
+        log_alpha = jnp.log(jnp.maximum(temperature, jnp.finfo(temperature.dtype).tiny))  # 0 stays finite
         return Learned(
             actor_params,
             critic_params,

@@ -7,11 +7,11 @@ import optax
 from pgjax import online
 from pgjax.losses.value import sarsa_loss
 from pgjax.online import State
-from pgjax.types import Algorithm, Array, Environment, Network, Numeric, Transition
+from pgjax.types import Algorithm, Array, DescribedEnvironment, Network, Numeric, Transition
 
 
 def make(
-    env: Environment,
+    env: DescribedEnvironment,
     env_params: Any,
     q_network: Network,
     optimizer: optax.GradientTransformation,
@@ -44,7 +44,7 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates < 1`.
+        ValueError: if `num_updates < 1`, or if the actions are continuous.
 
     References:
         Rummery & Niranjan 1994, On-line Q-learning using connectionist systems; Sutton & Barto 2018,

@@ -10,7 +10,7 @@ from pgjax import experience
 from pgjax._ahead import scan_ahead
 from pgjax.deterministic import Learned, Learner, explorer
 from pgjax.experience import Batch, State
-from pgjax.exploration import add_noise, gaussian_noise
+from pgjax.exploration import add_noise, check_box_actions, gaussian_noise
 from pgjax.networks import Ensemble
 from pgjax.types import Algorithm, DescribedEnvironment, Metrics, Network, Numeric, PRNGKey
 
@@ -72,8 +72,8 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if a number of something is below 1, if the warm-up leaves the buffer empty, or if
-            `policy_delay` does not divide `num_gradient_steps`.
+        ValueError: if a number of something is below 1, if the warm-up leaves the buffer empty, if
+            `policy_delay` does not divide `num_gradient_steps`, or the actions are not a box with bounds.
 
     References:
         Fujimoto et al. 2018, Addressing function approximation error in actor-critic methods, algorithm 1.
@@ -87,6 +87,7 @@ def make(
         raise ValueError(f"num_critics must be at least 1, got {num_critics}.")
     learner = Learner(actor, Ensemble(critic, num_critics), actor_optimizer, critic_optimizer)
     space = env.action_space(env_params)
+    check_box_actions(space)
 
     def critic_step(learned: Learned, inputs: tuple[PRNGKey, Batch]) -> tuple[Learned, Metrics]:
         key, batch = inputs

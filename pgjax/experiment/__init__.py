@@ -19,8 +19,8 @@ def make(algorithm: str, environment: str | None = None, **changes: Any) -> Algo
 
     Args:
         algorithm: such as "ppo".
-        environment: such as "CartPole-v1"; None for that or, where it does not fit, the first that there is
-            a preset for.
+        environment: such as "CartPole-v1"; None for the first that the algorithm has a preset for, which is
+            CartPole-v1 for most.
         **changes: any option of the algorithm's `make`; `steps`; `network`, `env_params` or an optimizer,
             each a dict of what to change in it.
 

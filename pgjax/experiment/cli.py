@@ -16,8 +16,8 @@ usage: pgjax COMMAND ...
 
   pgjax train ALGORITHM [--env NAME] [--seeds N] [--steps N] [--out DIR] [--seed S] [--stop-return R]
                         [any option of the algorithm]
-                                        train, with a learning curve at the end; without --env on CartPole-v1
-                                        or, where that does not fit, on the first environment of its presets
+                                        train, with a learning curve at the end; without --env on the first
+                                        environment of its presets, CartPole-v1 for most
   pgjax evaluate RUN [--episodes N] [--seed S]
                                         play the final policies of a run
   pgjax plot RUN... [--out FILE]        compare the learning curves of runs

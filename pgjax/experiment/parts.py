@@ -125,13 +125,15 @@ WEIGHTS: dict[str, Callable[[Numeric], Any]] = {
 # Ranges of concrete values: (lowest, highest, whether the lowest itself will do).
 _RANGES: dict[str, tuple[float, float, bool]] = {
     **dict.fromkeys(("gamma", "lambda_", "decay", "momentum"), (0.0, 1.0, True)),
-    **dict.fromkeys(("epsilon_start", "epsilon_end", "noise_correlation"), (0.0, 1.0, True)),
+    **dict.fromkeys(("epsilon_start", "epsilon_end"), (0.0, 1.0, True)),
+    "noise_correlation": (0.0, 0.9999, True),  # at 1 there would be no noise at all
     "tau": (0.0, 1.0, False),
-    **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps", "delay"), (0.0, math.inf, True)),
+    **dict.fromkeys(("delay", "alpha"), (0.0, math.inf, True)),
+    **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps"), (0.0, math.inf, True)),
     **dict.fromkeys(("noise_std", "target_noise_std", "target_noise_clip"), (0.0, math.inf, True)),
     **dict.fromkeys(("clip_eps", "value_clip_eps", "obs_clip", "reward_clip"), (0.0, math.inf, False)),
     **dict.fromkeys(("max_kl", "kl_target", "learning_rate", "max_grad_norm"), (0.0, math.inf, False)),
-    **dict.fromkeys(("alpha", "exploration_steps"), (0.0, math.inf, False)),
+    "exploration_steps": (0.0, math.inf, False),
 }
 _SIZES = ("num_", "max_steps", "steps", "hidden", "channels", "capacity", "batch_size", "warmup_steps")
 _SIZES += ("n_step", "policy_delay", "target_period")
@@ -190,6 +192,8 @@ def make_networks(
                 "algorithms that learn values ddpg, td3 and sac are for them, and all_action is to be off."
             )
         if spec.torso == "linear":
+            if spec.dueling:
+                raise ValueError("A linear Q has no dueling heads: leave network.dueling off.")
             return networks.LinearQ(int(action_space.n), own)
         kind = networks.DuelingQNetwork if spec.dueling else networks.QNetwork
         return kind(int(action_space.n), own)

@@ -527,6 +527,8 @@ def _horizon(preset: Preset, name: str, spec: Spec) -> int | None:
     counted = preset.options.get("normalize_obs") or preset.options.get("normalize_reward")
     # steps that fill the replay buffer or the normalisers, without gradient steps
     warmup = preset.options.get("warmup_steps", num_steps if counted else 0)
+    if name == "actor_optimizer":
+        num_updates //= preset.options.get("policy_delay", 1)
     return max(1, math.ceil((preset.steps - warmup) / num_steps)) * num_updates
 
 

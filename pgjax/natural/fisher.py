@@ -273,7 +273,8 @@ def _conjugate_gradient(
             stuck,
         )
         # along a direction that the matrix is all but blind to the residual explodes: such a step is none
-        fine = jnp.isfinite(new.x).all() & jnp.isfinite(new.fisher_x).all() & (residual_sq <= 1e4 * target_sq)
+        usable = jnp.isfinite(new.x @ new.x) & jnp.isfinite(new.x @ new.fisher_x)  # so are all their entries
+        fine = usable & (residual_sq <= 1e4 * target_sq)
         kept = jax.tree.map(lambda n, o: jnp.where(moves & fine, n, o), new, loop)
         return kept._replace(stuck=stuck | (moves & ~fine))
 
