@@ -28,6 +28,7 @@ __all__ = [
     "Algorithm",
     "Array",
     "ArrayTree",
+    "DescribedEnvironment",
     "Distribution",
     "Environment",
     "Metrics",

@@ -158,7 +158,7 @@ def make_networks(
         env: the environment.
         env_params: its parameters.
         heads: the kind of each network by its name: "policy", "value", "both" in one network,
-            "action_values" Q(s, ·), "deterministic" and "squashed" policies in a box, "pair_value" Q(s, a),
+            "action_values" Q(s, ·), a "deterministic" policy in a box, "pair_value" Q(s, a),
             and for SAC "soft_policy" and "soft_value", which depend on the actions.
 
     Returns:
