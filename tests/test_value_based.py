@@ -176,10 +176,15 @@ def test_a_dueling_network_has_the_mean_of_its_values_as_its_state_value():
     network = networks.DuelingQNetwork(3, TORSO)
     params = network.init(KEY, jnp.zeros(4))
     obs = jax.random.normal(KEY, (6, 4))
-    moved = jax.tree_util.tree_map_with_path(
-        lambda path, x: x + 1.0 if "Dense_0" in str(path) and x.shape == (1,) else x, params
-    )
-    np.testing.assert_allclose(network.apply(moved, obs), network.apply(params, obs) + 1.0, rtol=1e-5)
+
+    def with_bias_moved(size):
+        """The bias of one head raised by 1: that of the value has one output, of the advantages three."""
+        return jax.tree.map(lambda x: x + 1.0 if x.shape == (size,) else x, params)
+
+    value = network.apply(params, obs)
+    np.testing.assert_allclose(network.apply(with_bias_moved(1), obs), value + 1.0, rtol=1e-5)
+    # what all advantages have in common belongs to the state, and is taken out
+    np.testing.assert_allclose(network.apply(with_bias_moved(3), obs), value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("module", [q_learning, sarsa], ids=["q_learning", "sarsa"])
