@@ -132,12 +132,12 @@ def test_importing_pgjax_imports_nothing_heavy():
 
 
 def test_importing_pgjax_takes_no_longer_than_what_it_is_made_of():
-    """The best of three by turns: at most 0.3 s more than jax, flax and optax."""
+    """At most 0.3 s more than jax, flax and optax, of a processor's time: others may be busy beside it."""
 
     def seconds(modules):
-        code = f"import time; t = time.perf_counter(); import {modules}; print(time.perf_counter() - t)"
+        code = f"import {modules}, time; print(time.process_time())"
         return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
 
-    turns = [(seconds("jax, flax, optax"), seconds("pgjax")) for _ in range(3)]
+    turns = [(seconds("jax, flax, optax"), seconds("pgjax")) for _ in range(5)]
     parts, whole = (min(column) for column in zip(*turns, strict=True))
     assert whole < parts + 0.3
