@@ -97,6 +97,7 @@ from pgjax.normalization import (
     update_moments,
     update_reward_scaling,
 )
+from pgjax.placement import shard
 from pgjax.replay import (
     ReplayState,
     add_to_replay,
@@ -205,6 +206,7 @@ __all__ = [
     "scale_reward",
     "score",
     "score_function_loss",
+    "shard",
     "shuffled_minibatches",
     "soft_policy_loss",
     "soft_q_loss",

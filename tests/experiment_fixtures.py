@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from pgjax.experiment import presets, runner
+from pgjax.experiment.programs import Programs
+from pgjax.experiment.store import Settings
 
 STEPS = 64 * 11 - 7  # eleven iterations, the last one not whole
 
@@ -19,18 +21,24 @@ def tiny_preset(**changes: Any) -> presets.Preset:
     return presets.preset("a2c", "CartPole-v1", **(sizes | changes))
 
 
+def tiny(seeds: int = 3, seed: int = 5, changes: dict[str, Any] | None = None, **kept: Any) -> Settings:
+    return Settings(tiny_preset(**(changes or {})), seeds=seeds, seed=seed, **kept)
+
+
 _compile_programs = runner.compile_programs
 
 
 @functools.cache
-def _compiled(preset: str, seed: int, seeds: int) -> runner.Programs:
-    return _compile_programs(presets.from_json(json.loads(preset)), seed, seeds)
+def _compiled(preset: str, seed: int, seeds: int) -> Programs:
+    return _compile_programs(Settings(presets.from_json(json.loads(preset)), seeds=seeds, seed=seed))
 
 
-def compile_once(preset: presets.Preset, seed: int, seeds: int) -> runner.Programs:
+def compile_once(settings: Settings, start: Any = None) -> Programs:
     """In place of `runner.compile_programs`: compiling is most of a tiny run's time."""
-    programs = _compiled(json.dumps(presets.to_json(preset)), seed, seeds)
-    return programs._replace(progress=jax.tree.map(jnp.copy, programs.progress))  # a chunk takes it over
+    programs = _compiled(json.dumps(presets.to_json(settings.preset)), settings.seed, settings.seeds)
+    # a chunk takes over what it is given
+    progress = programs.progress if start is None else start["progress"]
+    return programs._replace(progress=jax.tree.map(lambda x: jnp.array(x, copy=True), progress))
 
 
 @functools.cache
@@ -38,6 +46,6 @@ def tiny_run() -> runner.Result:
     folder = Path(tempfile.mkdtemp(prefix="pgjax-test-")) / "run"
     runner.compile_programs = compile_once
     try:
-        return runner.run(tiny_preset(), seeds=3, seed=5, out=folder)
+        return runner.run(tiny(), out=folder)
     finally:
         runner.compile_programs = _compile_programs

@@ -20,7 +20,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors only, and fro
     {"networks", "rollouts", "minibatch", "normalization", "replay", "exploration", "tabular"},
     {"diagnostics", "improvement", "experience", "online", "windows"},
     {"deterministic"},
-    {"training", "algorithms", "envs"},
+    {"training", "algorithms", "envs", "placement"},
     {"experiment"},
     {"", "__init__", "__main__"},
 ]

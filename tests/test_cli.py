@@ -42,7 +42,7 @@ def test_ctrl_c_has_the_usual_exit_status(tmp_path, capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_columns", interrupt)
+    monkeypatch.setattr(runner, "Snapshot", interrupt)
     assert cli.main([*TINY, "--out", str(tmp_path / "run")]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert (tmp_path / "run" / "summary.json").exists()

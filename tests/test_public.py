@@ -183,6 +183,7 @@ EXAMPLES = {
     "episode_stats": ((TRAJ, VALID), {}),
     "evaluate": ((KEY, lambda key, obs: policy(key, obs)[0], ENV, None, N, T), {}),
     "train": ((KEY, COUNTING, 2), {}),
+    "shard": ((jax.random.split(KEY, 2),), {}),
 }
 PUBLIC = {
     name: item

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from experiment_fixtures import compile_once, tiny_preset, tiny_run
+from experiment_fixtures import compile_once, tiny, tiny_preset, tiny_run
 
 from pgjax import experiment, training
-from pgjax.experiment import presets, runner, store
+from pgjax.experiment import files, presets, runner, store
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def _compile_once(monkeypatch):
 
 
 def test_a_seed_has_the_same_stream_alone_and_among_others():
-    alone = runner.compile_programs(tiny_preset(), seed=6, seeds=1)
+    alone = runner.compile_programs(tiny(seeds=1, seed=6))
     _, metrics = alone.chunk(alone.hyper, alone.run_keys, alone.progress, np.int32(0), np.int32(1))
     among = store.read_metrics(tiny_run().folder)
     first = (among["seed"] == 6) & (among["iteration"] == 0)
@@ -31,7 +31,7 @@ def test_a_seed_has_the_same_stream_alone_and_among_others():
 def test_the_run_is_what_train_does():
     key = store.seed_keys(6, 1)[0]
     state, _ = training.train(key, presets.build(tiny_preset()), 2)
-    programs = runner.compile_programs(tiny_preset(), seed=6, seeds=1)
+    programs = runner.compile_programs(tiny(seeds=1, seed=6))
     progress, _ = programs.chunk(
         programs.hyper, programs.run_keys, programs.progress, np.int32(0), np.int32(2)
     )
@@ -42,7 +42,7 @@ def test_the_run_is_what_train_does():
 
 
 def test_other_lengths_and_a_remainder_compile_nothing():
-    programs = runner.compile_programs(tiny_preset(), seed=5, seeds=3)
+    programs = runner.compile_programs(tiny())
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
@@ -58,8 +58,7 @@ def test_other_lengths_and_a_remainder_compile_nothing():
 
 
 def run_with(tmp_path, report=lambda snapshot: None, **kwargs):
-    settings = {"seed": 5, "seeds": 3, "out": tmp_path / "run"} | kwargs
-    return runner.run(tiny_preset(), report=report, **settings)
+    return runner.run(tiny(**kwargs), out=tmp_path / "run", report=report)
 
 
 def test_one_diverged_seed_is_frozen_and_named_and_the_others_go_on(tmp_path, monkeypatch):
@@ -77,18 +76,18 @@ def test_one_diverged_seed_is_frozen_and_named_and_the_others_go_on(tmp_path, mo
     metrics = store.read_metrics(result.folder)
     assert [(metrics["seed"] == s).sum() for s in (5, 6, 7)] == [11, 1, 11]
     assert np.isnan(result.summary["final_return"]).tolist() == [False, True, False]
-    summary = store.read_json(result.folder / "summary.json")
+    summary = files.read_json(result.folder / "summary.json")
     assert summary["final_return"][1] is None
     assert summary["iqm"] is not None
 
 
 def test_a_run_of_which_all_diverge_stops_early(tmp_path):
     rate = {"name": "sgd", "learning_rate": 1e38, "max_grad_norm": None}
-    result = runner.run(tiny_preset(optimizer=rate), seeds=3, seed=5, out=tmp_path / "run")
+    result = runner.run(tiny(changes={"optimizer": rate}), out=tmp_path / "run")
     assert result.status == "diverged"
     assert set(result.summary["diverged"]) == {5, 6, 7}
     assert result.summary["iterations"] < 11
-    assert (result.folder / "state").is_dir()
+    assert (result.folder / "checkpoints").is_dir()
 
 
 def test_ctrl_c_ends_after_the_chunk_and_keeps_the_run(tmp_path):
@@ -129,7 +128,7 @@ def test_evaluate_plays_the_final_policies():
 def test_whole_episodes_end_at_the_first_iteration_that_is_enough(tmp_path):
     sizes = {"num_episodes": 2, "max_steps": 20, "num_critic_steps": 1, "network": {"hidden": (4,)}}
     preset = presets.preset("reinforce", "CartPole-v1", steps=200, **sizes)
-    result = runner.run(preset, seeds=2, out=tmp_path / "run")
+    result = runner.run(store.Settings(preset, seeds=2), out=tmp_path / "run")
     metrics = store.read_metrics(result.folder)
     reached = [metrics["env_steps"][metrics["seed"] == seed] for seed in (0, 1)]
     assert min(steps[-1] for steps in reached) >= 200
@@ -139,11 +138,11 @@ def test_whole_episodes_end_at_the_first_iteration_that_is_enough(tmp_path):
 def test_seeds_over_devices_need_no_communication():
     code = """
 import numpy as np
-from experiment_fixtures import tiny_preset
+from experiment_fixtures import tiny
 from pgjax.experiment import runner
 import jax
 assert jax.device_count() == 2
-programs = runner.compile_programs(tiny_preset(), 5, 3)
+programs = runner.compile_programs(tiny())
 text = programs.chunk.as_text()
 assert not [word for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute") if word in text]
 progress, metrics = programs.chunk(

@@ -7,7 +7,7 @@ import pytest
 from experiment_fixtures import STEPS, tiny_preset, tiny_run
 
 from pgjax import experiment
-from pgjax.experiment import presets, store
+from pgjax.experiment import files, presets, store
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def copy(tmp_path):
 def test_a_run_leaves_its_files():
     folder = tiny_run().folder
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "metrics.csv", "summary.json", "state", "curve.png"}
+    assert names == {"config.json", "metrics.csv", "summary.json", "checkpoints", "curve.png"}
     config = json.loads((folder / "config.json").read_text())
     assert presets.from_json(config["preset"]) == tiny_preset()
     assert (config["seeds"], config["seed"]) == (3, 5)
@@ -67,7 +67,7 @@ def test_load_gives_back_algorithm_state_config_and_metrics():
     assert np.isfinite(measured["policy_loss"])
 
 
-@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "state"])
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "checkpoints"])
 def test_a_missing_file_is_named(copy, name):
     path = copy / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -95,14 +95,6 @@ def test_a_damaged_file_is_named(copy, name, text):
     assert "\n" not in str(error.value)
 
 
-def test_a_damaged_state_is_named(copy):
-    for path in (copy / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
-    with pytest.raises(ValueError, match="state is damaged"):
-        experiment.load(copy)
-
-
 def test_an_existing_folder_is_never_overwritten(tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(ValueError, match="exists already"):
@@ -121,6 +113,6 @@ def test_default_folders_of_one_second_do_not_collide(tmp_path, monkeypatch):
 
 def test_json_is_replaced_as_a_whole(tmp_path):
     path = tmp_path / "x.json"
-    store.write_json(path, {"a": np.float32(1.0), "b": [float("nan")], 3: np.arange(2)})
-    assert store.read_json(path) == {"a": 1.0, "b": [None], "3": [0, 1]}
+    files.write_json(path, {"a": np.float32(1.0), "b": [float("nan")], 3: np.arange(2)})
+    assert files.read_json(path) == {"a": 1.0, "b": [None], "3": [0, 1]}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]

@@ -3,12 +3,15 @@
 Everything that touches files, the clock or the screen is here; `import pgjax` does not import it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pgjax.experiment import presets, runner
+from pgjax.experiment import presets, runner, store
 from pgjax.experiment.runner import Result, evaluate
+from pgjax.experiment.sinks import Sink
 from pgjax.experiment.store import load
+from pgjax.placement import Axis
 from pgjax.types import Algorithm
 
 __all__ = ["Result", "evaluate", "load", "make", "run"]
@@ -42,31 +45,74 @@ def make(algorithm: str, environment: str | None = None, **changes: Any) -> Algo
 
 
 def run(
-    algorithm: str,
+    algorithm: str | None = None,
     environment: str | None = None,
     *,
+    resume: str | Path | None = None,
+    allow_inexact: bool = False,
     seeds: int = 1,
     seed: int = 0,
     out: str | Path | None = None,
     stop_return: float | None = None,
+    checkpoint_every: int | None = None,
+    keep: int = 2,
+    shard: Axis = "seed",
+    devices: int | None = None,
+    sinks: Sequence[Sink] = (),
     **changes: Any,
 ) -> Result:
-    """Train and keep everything in a folder, as `pgjax train` does.
+    """Train and keep everything in a folder, as `pgjax train` does; or go on with what is in one.
 
     Args:
         algorithm: such as "ppo".
         environment: as in `make`.
+        resume: the folder of a run to go on with from its latest checkpoint, bit for bit as if it had never
+            stopped. Its settings stay; of `changes` it takes `steps`, where no schedule ends with them.
+        allow_inexact: with `resume`, go on although versions or devices differ.
         seeds: how many runs side by side.
         seed: of the first; run i uses the key of `seed + i`.
         out: the folder; None for `runs/<algorithm>-<environment>-<time>`.
         stop_return: end as soon as the mean of the seeds' returns reaches this.
+        checkpoint_every: iterations between two checkpoints; None: ten minutes. There is always one at the
+            end.
+        keep: how many checkpoints stay.
+        shard: what is spread over the devices, seeds or the environments of each: "seed" or "data".
+        devices: how many; None for all. On CPUs there is one, unless `jax_num_cpu_devices` says otherwise.
+        sinks: functions `(step, metrics) -> None`, called about once a second with plain numbers, such as
+            `experiment.sinks.tensorboard(folder)`. One that is slow or fails is reported and never stops a
+            run.
         **changes: as in `make`.
 
     Returns:
         The folder, how the run ended and its summary.
 
     Raises:
-        ValueError: if the settings do not fit together, or if the folder exists.
+        ValueError: if the settings do not fit together, if the folder exists, or if the run to go on with
+            is another or cannot go on exactly; says what differs.
     """
-    settings = presets.preset(algorithm, environment, **changes)
-    return runner.run(settings, seeds=seeds, seed=seed, out=out, stop_return=stop_return)
+    kept = {"stop_return": stop_return, "checkpoint_every": checkpoint_every}
+    if resume is not None:
+        steps = changes.pop("steps", None)
+        if algorithm is not None or environment is not None or changes or out is not None:
+            raise ValueError(
+                "A run that goes on keeps its settings and its folder: beside resume=RUN give only steps and "
+                "how it is kept."
+            )
+        asked: dict[str, Any] = {name: value for name, value in kept.items() if value is not None}
+        if steps is not None:
+            asked["preset"] = store.read_config(Path(resume))["preset"]._replace(steps=steps)
+        if devices is not None:
+            asked["devices"] = devices
+        return runner.resume(resume, changes=asked, allow_inexact=allow_inexact, sinks=sinks)
+    if algorithm is None:
+        raise ValueError("Name the algorithm, or the run to go on with: run(resume=RUN).")
+    settings = store.Settings(
+        presets.preset(algorithm, environment, **changes),
+        seeds=seeds,
+        seed=seed,
+        keep=keep,
+        shard=shard,
+        devices=devices,
+        **kept,
+    )
+    return runner.run(settings, out=out, sinks=sinks)

@@ -15,9 +15,11 @@ _USAGE = """\
 usage: pgjax COMMAND ...
 
   pgjax train ALGORITHM [--env NAME] [--seeds N] [--steps N] [--out DIR] [--seed S] [--stop-return R]
+                        [--checkpoint-every N] [--tensorboard] [--wandb] [--devices N] [--shard seed|data]
                         [any option of the algorithm]
                                         train, with a learning curve at the end; without --env on the first
                                         environment of its presets, CartPole-v1 for most
+  pgjax train --resume RUN [--steps N]  go on with a run that was cut off, bit for bit
   pgjax evaluate RUN [--episodes N] [--seed S]
                                         play the final policies of a run
   pgjax plot RUN... [--out FILE]        compare the learning curves of runs
@@ -92,53 +94,116 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(args: list[str]) -> int:
     from pgjax.experiment import presets
 
-    if not args or args[0].startswith("-"):
+    run = _peek(args, "--resume", "")
+    if "--resume" in args and (not run or run.startswith("-")):
+        _fail("Name the folder to go on with: --resume RUN.")
+    algorithm = args[0] if args and not args[0].startswith("-") else None
+    if algorithm is None and not run:
         known = ", ".join(presets.algorithm_names())
         if args and args[0] in ("-h", "--help"):
             print(f"{_USAGE}\n\nalgorithms: {known}")
             return 0
         _fail(f"Name the algorithm first: pgjax train ALGORITHM. Known are {known}.")
-    algorithm, args = args[0], args[1:]
-    _use_all_cores(_peek(args, "--seeds", "1"))
-    preset = _checked(lambda: presets.preset(algorithm, _peek(args, "--env", "") or None))
-    chosen = _parse(_train_options(preset), args, f"pgjax train {algorithm}")
-    if chosen.env != preset.environment:
-        _fail("Give --env once.")
+    args = args[1:] if algorithm else args
+    _start_devices(args, Path(run) if run else None)
 
-    from rich.console import Console
+    from pgjax.experiment import processes, store
 
-    from pgjax.experiment import display, runner, store
+    if run:
+        config = _checked(lambda: store.read_config(Path(run)))
+        settings = store.Settings(**{name: config[name] for name in store.Settings._fields})
+        settings = settings._replace(devices=None)
+        if algorithm not in (None, settings.preset.algorithm):
+            _fail(f"{run} is a run of {settings.preset.algorithm}, not of {algorithm}.")
+    else:
+        environment = _peek(args, "--env", "") or None
+        settings = store.Settings(_checked(lambda: presets.preset(algorithm or "", environment)))
+    chosen = _parse(_train_options(settings), args, f"pgjax train {settings.preset.algorithm}")
+    if chosen.env != settings.preset.environment:
+        _fail(f"{run} is a run on {settings.preset.environment}." if run else "Give --env once.")
+    wanted = _chosen_settings(settings, chosen)
+    if processes.is_first():
+        return _train_here(wanted, chosen)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return _train_here(wanted, chosen)
 
+
+def _chosen_settings(settings: Any, chosen: Any) -> Any:
+    """The settings with what was typed in them."""
+    import jax
+
+    from pgjax.experiment import presets
+
+    preset = settings.preset
     changes = {name: getattr(chosen, name) for name in [*preset.options, "steps"]}
     changes |= {name: getattr(chosen, name)._asdict() for name in ["network", *preset.optimizers]}
     params = dataclasses.asdict(chosen.env_params) if hasattr(chosen, "env_params") else {}
     changes["env_params"] = {k: v for k, v in params.items() if v is not None}
-    preset = presets.change(preset, **changes)
-    _checked(lambda: runner.check(preset, chosen.seeds, chosen.seed))
-    folder = _checked(lambda: store.create(chosen.out, preset))
+    fields = ("seeds", "seed", "stop_return", "checkpoint_every", "keep", "shard", "devices")
+    settings = settings._replace(
+        preset=presets.change(preset, **changes), **{name: getattr(chosen, name) for name in fields}
+    )
+    # with several processes the number is that of each one's devices, and all of them are used
+    return settings._replace(devices=None) if jax.process_count() > 1 else settings
+
+
+def _train_here(settings: Any, chosen: Any) -> int:
+    """Train with settings that are read, and say how it goes."""
+    from rich.console import Console
+
+    from pgjax.experiment import display, resuming, runner
 
     console = Console()
-    count = f"{chosen.seeds} seeds" if chosen.seeds > 1 else f"seed {chosen.seed}"
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
-    say(f"{algorithm} on {preset.environment}: {preset.steps:,} steps, {count}; compiling")
+    warn = lambda text: print(f"pgjax: {text}", file=sys.stderr)  # noqa: E731
+    _checked(lambda: runner.check(settings))
+    listeners = _checked(lambda: _listeners(settings, chosen))
+    if chosen.resume is None:
+        folder, start = (
+            _checked(lambda: runner.create(chosen.out, settings)),
+            resuming.beginning(settings.seeds),
+        )
+    else:
+        folder, changes = chosen.resume, settings._asdict()
+        settings, start = _checked(
+            lambda: resuming.read(folder, changes=changes, allow_inexact=chosen.allow_inexact, warn=warn)
+        )
+    preset = settings.preset
+    count = f"{settings.seeds} seeds" if settings.seeds > 1 else f"seed {settings.seed}"
+    where = f" from iteration {start.iteration}" if chosen.resume else ""
+    say(f"{preset.algorithm} on {preset.environment}: {preset.steps:,} steps, {count}{where}; compiling")
     with display.live(console) as report:
-        result = runner.run_in(
-            folder,
-            preset,
-            seeds=chosen.seeds,
-            seed=chosen.seed,
-            stop_return=chosen.stop_return,
-            report=report,
+        made = [listener(folder) for listener in listeners]
+        result = _checked(
+            lambda: runner.run_in(folder, settings, start, sinks=made, report=report, warn=warn)
         )
     console.print(display.result_table(result))
+    folder = result.folder
     picture = folder / "curve.png"
     say(f"curve: {picture}" if picture.exists() else f"run: {folder} (no curve: no episode has ended)")
     if result.summary["diverged"]:
-        print(f"pgjax: {display.divergence(result)}", file=sys.stderr)
+        warn(display.divergence(result))
     if result.status == "interrupted":
-        print(f"pgjax: interrupted; what there is is kept in {folder}", file=sys.stderr)
+        warn(f"interrupted; go on with: pgjax train --resume {folder}")
         return 130
     return 1 if result.summary["diverged"] else 0
+
+
+def _listeners(settings: Any, chosen: Any) -> list[Callable[[Path], Any]]:
+    """What makes the sinks that were asked for, once the folder is there; complains before if it cannot."""
+    from pgjax.experiment import presets, processes, sinks
+
+    if not processes.is_first():
+        return []
+    makers: list[Callable[[Path], Any]] = []
+    if chosen.tensorboard:
+        sinks.require("tensorboard")
+        makers.append(sinks.tensorboard)
+    if chosen.wandb:
+        sinks.require("wandb")
+        config = settings._asdict() | {"preset": presets.to_json(settings.preset)}
+        makers.append(lambda folder: sinks.wandb(folder, name=folder.resolve().name, config=config))
+    return makers
 
 
 def _evaluate(args: list[str]) -> int:
@@ -197,20 +262,41 @@ def _list(args: list[str]) -> int:
     return 0
 
 
-def _train_options(preset: Any) -> type:
-    """A dataclass of everything that `pgjax train` takes, filled with the preset's values."""
+def _train_options(settings: Any) -> type:
+    """A dataclass of everything that `pgjax train` takes, filled with the settings' values."""
     import tyro
 
     from pgjax.experiment import presets
 
+    preset = settings.preset
     help_of = _argument_help(presets.make_function(preset.algorithm))
+
+    def field(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:
+        return name, Annotated[kind, tyro.conf.arg(help=text)], default
+
     fields: list[tuple[str, Any, Any]] = [
-        ("env", Annotated[str, tyro.conf.arg(help="Name of the environment.")], preset.environment),
-        ("seeds", Annotated[int, tyro.conf.arg(help="Runs side by side.")], 1),
-        ("steps", Annotated[int, tyro.conf.arg(help="Environment steps of every seed.")], preset.steps),
-        ("out", Annotated[Path | None, tyro.conf.arg(help="Folder; by default one in runs/.")], None),
-        ("seed", Annotated[int, tyro.conf.arg(help="Of the first run.")], 0),
-        ("stop_return", Annotated[float | None, tyro.conf.arg(help="Stop at this mean return.")], None),
+        field("env", str, preset.environment, "Name of the environment."),
+        field("seeds", int, settings.seeds, "Runs side by side."),
+        field("steps", int, preset.steps, "Environment steps of every seed."),
+        field("out", Path | None, None, "Folder; by default one in runs/."),
+        field("seed", int, settings.seed, "Of the first run."),
+        field("stop_return", float | None, settings.stop_return, "Stop at this mean return."),
+        field("resume", Path | None, None, "Go on with the run in this folder; its settings stay."),
+        field("allow_inexact", bool, False, "Go on although versions or devices differ."),
+        field(
+            "checkpoint_every",
+            int | None,
+            settings.checkpoint_every,
+            "Iterations between two checkpoints; by default ten minutes.",
+        ),
+        field("keep", int, settings.keep, "How many checkpoints stay."),
+        field("tensorboard", bool, False, "Write for TensorBoard, into the run's folder."),
+        field("wandb", bool, False, "Write to Weights & Biases; WANDB_PROJECT and WANDB_MODE say where."),
+        field("devices", int | None, None, "How many; by default all, on CPUs one for each core."),
+        field("shard", Literal["seed", "data"], settings.shard, "Spread seeds or environments over devices."),
+        field("coordinator", str | None, None, "HOST:PORT of the first of several processes."),
+        field("processes", int | None, None, "How many processes run this command."),
+        field("process_index", int | None, None, "Which of them this is, from 0."),
     ]
     for name, option in presets.keyword_options(preset.algorithm).items():
         default = preset.options[name]
@@ -302,15 +388,30 @@ def _peek(args: list[str], option: str, default: str) -> str:
     return default
 
 
-def _use_all_cores(seeds: str) -> None:
-    """One XLA device for each core, seeds being spread over them; must come before JAX's backend starts."""
+def _start_devices(args: list[str], run: Path | None) -> None:
+    """The other processes, and how many CPU devices there are: both must come before JAX's backend starts.
+
+    One device for each core, seeds being spread over them; a run that goes on has as many as before.
+    """
     import jax
 
+    from pgjax.experiment import files, processes
+
+    before = _checked(lambda: files.read_json(run / "config.json")) if run else {}
+    numbers = {
+        name: _peek(args, f"--{name}", "") for name in ("devices", "processes", "process-index", "seeds")
+    }
+    given = {name: int(text) for name, text in numbers.items() if text.isdigit()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    seeds, spread = given.get("seeds", 1), _peek(args, "--shard", "seed") == "data"
+    wanted = before.get("devices", cores if spread else min(cores, seeds))
+    wanted = given.get("devices", wanted)
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if seeds.isdigit() and int(seeds) > 1 and cores > 1 and not forced:
+    if isinstance(wanted, int) and wanted >= 1 and not forced:
         with contextlib.suppress(RuntimeError):  # it has started: called from a program of one's own
-            jax.config.update("jax_num_cpu_devices", min(cores, int(seeds)))
+            jax.config.update("jax_num_cpu_devices", wanted)
+    coordinator = _peek(args, "--coordinator", "") or None
+    _checked(lambda: processes.start(coordinator, given.get("processes"), given.get("process-index")))
 
 
 def _checked(call: Callable[[], Any]) -> Any:

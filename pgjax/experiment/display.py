@@ -17,34 +17,36 @@ _PLAIN_SECONDS = 5.0
 
 
 @contextmanager
-def live(console: Console) -> Iterator[Callable[[Snapshot], None]]:
+def live(console: Console, line: Callable[[Any], str] | None = None) -> Iterator[Callable[[Any], None]]:
     """Show progress while a run goes on.
 
     Args:
         console: where.
+        line: what to show of a snapshot, which has `env_steps` and `steps`; None: `describe`.
 
     Yields:
         What `runner.run` takes as `report`.
     """
+    line = line or describe
     if console.is_terminal:
         columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"))
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("compiling", total=None)
 
-            def update(snapshot: Snapshot) -> None:
+            def update(snapshot: Any) -> None:
                 done = float(snapshot.env_steps.min())
-                progress.update(task, description=describe(snapshot), completed=done, total=snapshot.steps)
+                progress.update(task, description=line(snapshot), completed=done, total=snapshot.steps)
 
             yield update
         return
 
     next_line = 0.0
 
-    def print_line(snapshot: Snapshot) -> None:
+    def print_line(snapshot: Any) -> None:
         nonlocal next_line
         if time.monotonic() >= next_line or snapshot.env_steps.min() >= snapshot.steps:
             next_line = time.monotonic() + _PLAIN_SECONDS
-            console.print(describe(snapshot), highlight=False, soft_wrap=True)
+            console.print(line(snapshot), highlight=False, soft_wrap=True)
 
     yield print_line
 
@@ -104,7 +106,8 @@ def result_table(result: Result) -> Table:
     rows = zip(*(summary[k] for k in ("seeds", "env_steps", "final_return", "final_episodes")), strict=True)
     for seed, steps, value, episodes in rows:
         shown = "-" if np.isnan(value) else f"{value:.1f}"
-        note = " (diverged)" if int(seed) in summary["diverged"] else ""
+        when = summary["diverged"].get(int(seed))
+        note = "" if when is None else f" (diverged in iteration {when})"
         table.add_row(str(seed), f"{steps:,}", shown + note, str(episodes))
     if len(summary["seeds"]) > 1:
         table.add_section()

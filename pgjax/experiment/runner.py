@@ -1,25 +1,30 @@
 """A run cut into chunks of about a second, between which the host looks, writes and decides."""
 
 import math
+import shutil
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from pgjax import envs, rollouts, training
-from pgjax.experiment import plots, presets, statistics, store
+from pgjax import envs, rollouts
+from pgjax.experiment import checkpoints, plots, presets, processes, programs, resuming, statistics, store
 from pgjax.experiment.presets import Preset
+from pgjax.experiment.programs import compile_programs
+from pgjax.experiment.resuming import Start
+from pgjax.experiment.sinks import Sink, chunk_metrics, running
+from pgjax.experiment.store import SUMS, Settings
 
 _CHUNK_SECONDS = 1.0
-_MAX_CHUNK = 2048
-_SUMS = ("env_steps", "episodes", "episode_return_sum", "episode_length_sum")
+_CHECKPOINT_SECONDS = 600.0
 
 
 class Snapshot(NamedTuple):
@@ -54,200 +59,342 @@ class Result(NamedTuple):
     summary: dict[str, Any]
 
 
-class Programs(NamedTuple):
-    """What runs on the device, compiled.
-
-    Attributes:
-        chunk: `(hyper, run_keys, progress, start, length) -> (progress, metrics)`; takes the progress over.
-        hyper: its first argument.
-        run_keys: its second.
-        progress: its third, at the start.
-        compile_seconds: what that took.
-    """
-
-    chunk: Any
-    hyper: Any
-    run_keys: Any
-    progress: training.Progress
-    compile_seconds: float
+Report = Callable[[Snapshot], None]
+Warn = Callable[[str], None]
 
 
 def run(
-    preset: Preset,
+    settings: Settings,
     *,
-    seeds: int = 1,
-    seed: int = 0,
     out: str | Path | None = None,
-    stop_return: float | None = None,
-    report: Callable[[Snapshot], None] = lambda snapshot: None,
+    sinks: Sequence[Sink] = (),
+    report: Report = lambda snapshot: None,
+    warn: Warn | None = None,
 ) -> Result:
     """Train and keep everything in a folder.
 
-    Ctrl-C ends the run after the chunk under way; what there is by then is kept.
+    Ctrl-C ends the run after the chunk under way; what there is by then is kept, and `resume` goes on.
 
     Args:
-        preset: the settings.
-        seeds: how many runs side by side, in one program.
-        seed: of the first; run i uses the key of `seed + i`, the same stream however many run.
+        settings: of the run. Run i of its seeds uses the key of `seed + i`, the same stream however many run.
         out: the folder; None for `runs/<algorithm>-<environment>-<time>`.
-        stop_return: the run ends at the first chunk where the mean of the seeds' returns reaches this.
+        sinks: called with steps and metrics about once a second, beside metrics.csv.
         report: called after every chunk.
+        warn: told of what goes wrong without ending the run; by default Python's warnings are.
 
     Returns:
         The folder and the summary.
 
     Raises:
-        ValueError: if the settings do not fit together, or if the folder exists.
+        ValueError: if the settings do not fit together, or if the folder exists or has no room.
     """
-    check(preset, seeds, seed)
-    folder = store.create(out, preset)
-    return run_in(folder, preset, seeds=seeds, seed=seed, stop_return=stop_return, report=report)
+    check(settings)
+    folder = create(out, settings)
+    start = resuming.beginning(settings.seeds)
+    return run_in(folder, settings, start, sinks=sinks, report=report, warn=warn)
+
+
+def resume(
+    run: str | Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    allow_inexact: bool = False,
+    sinks: Sequence[Sink] = (),
+    report: Report = lambda snapshot: None,
+    warn: Warn | None = None,
+) -> Result:
+    """Go on with a run from its latest checkpoint, bit for bit as if it had never stopped.
+
+    Args:
+        run: its folder.
+        changes: fields of `Settings`: more steps in `preset`, unless a schedule ends with them, and how the
+            run is kept. A run's other settings stay.
+        allow_inexact: go on where versions or devices differ, as far as shapes allow.
+        sinks: as in `run`.
+        report: as in `run`.
+        warn: as in `run`; also told where the run is not exactly what it was.
+
+    Returns:
+        As `run`; of a run that has finished what there is.
+
+    Raises:
+        FileNotFoundError: if this is not a run's folder.
+        ValueError: says what differs, or which file is damaged.
+    """
+    folder, tell = Path(run), warn or _warn
+    settings, start = resuming.read(folder, changes=changes or {}, allow_inexact=allow_inexact, warn=tell)
+    check(settings)
+    return run_in(folder, settings, start, sinks=sinks, report=report, warn=warn)
+
+
+def create(out: str | Path | None, settings: Settings) -> Path:
+    """The folder of a new run, with room for its checkpoints.
+
+    Args:
+        out: as in `run`.
+        settings: of the run.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if it exists, cannot be made, or has no room.
+    """
+    folder = store.create(out, settings.preset) if processes.is_first() else Path()
+    folder = Path(processes.agree_on_text(str(folder)))
+    algorithm, rows = presets.build(settings.preset), programs.layout(settings).rows
+    shapes = store.abstract_run(algorithm, rows=rows, seeds=settings.seeds, iteration=0)
+    try:
+        # one more than is kept while it is written
+        checkpoints.check_room(folder, (settings.keep + 1) * checkpoints.size(shapes))
+        if processes.is_first():
+            store.write_config(folder, settings, programs.layout(settings).devices)
+    except (OSError, ValueError):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def run_in(
     folder: Path,
-    preset: Preset,
+    settings: Settings,
+    start: Start,
     *,
-    seeds: int,
-    seed: int,
-    stop_return: float | None,
-    report: Callable[[Snapshot], None],
+    sinks: Sequence[Sink] = (),
+    report: Report = lambda snapshot: None,
+    warn: Warn | None = None,
 ) -> Result:
     """The same in a folder that is there, with settings that were checked.
 
     Args:
-        folder: empty.
-        preset: as in `run`.
-        seeds: as in `run`.
-        seed: as in `run`.
-        stop_return: as in `run`.
+        folder: of `create`, or that of a run.
+        settings: as in `run`.
+        start: where it begins.
+        sinks: as in `run`.
         report: as in `run`.
+        warn: as in `run`.
 
     Returns:
         As `run`.
     """
-    config = {"preset": presets.to_json(preset), "seeds": seeds, "seed": seed, "stop_return": stop_return}
-    store.write_json(folder / "config.json", config | store.surroundings())
-    names = np.arange(seed, seed + seeds)
-    diverged_at, status, length = np.full(seeds, -1), "finished", 1
+    record = _Record(folder, settings, start, warn or _warn)
+    try:
+        return _run(record, settings, start, sinks, report)
+    finally:
+        record.close()
+
+
+def _run(
+    record: "_Record", settings: Settings, start: Start, listeners: Sequence[Sink], report: Report
+) -> Result:
+    preset, seeds = settings.preset, settings.seeds
+    names = np.arange(settings.seed, settings.seed + seeds)
+    history, diverged_at = start.history, start.diverged_at
+    compiled: Any = None
+    progress: Any = None
     most = presets.iteration_size(preset)[0]
-    with _deferred_interrupt() as interrupted, store.open_metrics(folder) as append:
-        programs = compile_programs(preset, seed, seeds)
-        progress, history, begin = programs.progress, _empty_history(seeds), time.perf_counter()
+    status, length, device_seconds = "finished", 1, 0.0
+
+    def left() -> int:
+        return iterations_left(preset.steps, most, history, diverged_at)
+
+    with deferred_interrupt() as interrupted, running(listeners, record.warn) as emit:
+        if left():
+            compiled = compile_programs(settings, start.tree)
+            progress = compiled.progress
+        begin = time.perf_counter()
         try:
-            while (left := _iterations_left(preset.steps, most, history, diverged_at)) and not interrupted():
-                length = min(length, left, _MAX_CHUNK)
-                start, began = history["env_steps"].shape[1], time.perf_counter()
-                progress, buffer = programs.chunk(
-                    programs.hyper, programs.run_keys, progress, np.int32(start), np.int32(length)
+            while left() and not processes.any_of(interrupted()):
+                iteration, began = history["env_steps"].shape[1], time.perf_counter()
+                length = min(length, left(), programs.MAX_CHUNK, record.until_checkpoint(iteration))
+                progress, buffer = compiled.chunk(
+                    compiled.hyper, compiled.run_keys, progress, np.int32(iteration), np.int32(length)
                 )
-                metrics = {k: _rows(v, seeds)[:, :length] for k, v in buffer.items()}
-                diverged_at = np.atleast_1d(progress.diverged_at)[:seeds]
-                seconds = time.perf_counter() - began
-                append(_columns(names, history, metrics, diverged_at))
-                history = _extend(history, metrics, diverged_at)
-                length = max(1, min(8 * length, int(length * _CHUNK_SECONDS / seconds)))
-                returns = _scores(history, preset.steps)[0]
-                report(
-                    Snapshot(
-                        history["env_steps"].sum(axis=1),
-                        preset.steps,
-                        time.perf_counter() - begin,
-                        returns,
-                        _by_seed(names, diverged_at),
-                    )
-                )
-                if (diverged_at >= 0).all():
-                    status = "diverged"
-                    break
-                if stop_return is not None and np.mean(returns[diverged_at < 0]) >= stop_return:
+                metrics, diverged = processes.gather((buffer, progress.diverged_at))
+                chunk_seconds = time.perf_counter() - began
+                device_seconds += chunk_seconds
+
+                metrics = {k: _rows(v, seeds)[:, :length] for k, v in metrics.items()}
+                diverged_at = np.atleast_1d(diverged)[:seeds]
+                before, history = history, extend(history, metrics, diverged_at)
+                columns = metric_columns(names, before, metrics, diverged_at)
+                record.append(columns)
+                done, returns = history["env_steps"].sum(axis=1), _scores(history, preset.steps)[0]
+                emit(int(done.max()), chunk_metrics(names, columns))
+                seconds = start.seconds + time.perf_counter() - begin
+                report(Snapshot(done, preset.steps, seconds, returns, _by_seed(names, diverged_at)))
+                record.checkpoint_if_due(compiled, progress, history, seconds)
+                length = max(1, min(8 * length, int(length * _CHUNK_SECONDS / chunk_seconds)))
+                length = int(processes.agree(np.asarray(length)))
+                if stop_at(settings.stop_return, returns, diverged_at):
                     status = "stopped"
                     break
-            status = "interrupted" if interrupted() else status
+            status = "interrupted" if left() and status == "finished" else status
         except KeyboardInterrupt:
             status = "interrupted"
-        seconds = time.perf_counter() - begin
+        status = "diverged" if (diverged_at >= 0).all() else status
+        elapsed = time.perf_counter() - begin
+        seconds = start.seconds + elapsed
+        if compiled is not None:
+            record.checkpoint(compiled, progress, history, seconds, last=True)
+        host_seconds = time.perf_counter() - begin - device_seconds
         summary = summarize(preset, names, history, diverged_at) | {
             "status": status,
             "seconds": seconds,
-            "steps_per_second": float(history["env_steps"].sum() / seconds),
-            "compile_seconds": programs.compile_seconds,
+            "host_seconds": host_seconds,
+            "steps_per_second": float(history["env_steps"].sum() / seconds) if seconds else None,
+            "compile_seconds": compiled.compile_seconds if compiled else 0.0,
             **store.surroundings(),
         }
-        store.write_json(folder / "summary.json", summary)
-        store.save_state(folder, _to_one_device(progress.state, seeds))
-        if history["episodes"].any():
-            label = f"{preset.algorithm} on {preset.environment}"
-            plots.save(plots.learning_curve(store.read_metrics(folder), label=label), folder / "curve.png")
+        folder = record.finish(summary)
+        if processes.is_first() and history["episodes"].any():
+            _draw(folder, f"{preset.algorithm} on {preset.environment}", record.warn)
     return Result(folder, status, summary)
 
 
-def check(preset: Preset, seeds: int = 1, seed: int = 0) -> None:
+def stop_at(stop_return: float | None, returns: Any, diverged_at: Any) -> bool:
+    """Whether a run has reached what it was to reach.
+
+    Args:
+        stop_return: the return; None: never.
+        returns: `[S]`, over each seed's latest episodes.
+        diverged_at: `[S]`, −1 for none.
+
+    Returns:
+        Whether the mean of the healthy seeds is there.
+    """
+    healthy = returns[diverged_at < 0]
+    return stop_return is not None and len(healthy) > 0 and bool(np.mean(healthy) >= stop_return)
+
+
+class _Record:
+    """What is written of a run, and what happens where it cannot be written.
+
+    Nothing that goes wrong here ends a run: it is reported once, tried again, and in the end everything goes
+    into a folder of the system's temporary ones. With several processes a failure ends all of them instead,
+    for they would wait for each other.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, start: Start, warn: Warn):
+        self.folder, self.settings, self.warn = folder, settings, warn
+        self.layout = programs.layout(settings)
+        self.saved_at = start.iteration if start.tree is not None else None
+        self.saved_time = time.perf_counter()
+        self.kept: Any = None
+        self.reported: set[str] = set()
+        self.metrics: store.MetricsFile | None = None
+        if processes.is_first():
+            until = np.where(start.diverged_at < 0, start.iteration, start.diverged_at + 1)
+            self.metrics = store.MetricsFile(folder, until=start.iteration, rows=int(until.sum()))
+            store.write_config(folder, settings, self.layout.devices)
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Rows for metrics.csv."""
+        if self.metrics is not None:
+            with self._surviving("metrics.csv"):
+                self.metrics.append(columns)
+
+    def until_checkpoint(self, iteration: int) -> int:
+        """Iterations until the next one that is due by their number."""
+        every = self.settings.checkpoint_every
+        return programs.MAX_CHUNK if every is None else every - iteration % every
+
+    def checkpoint_if_due(self, compiled: Any, progress: Any, history: Any, seconds: float) -> None:
+        """A checkpoint, every so many iterations or every ten minutes."""
+        every, iteration = self.settings.checkpoint_every, history["env_steps"].shape[1]
+        late = time.perf_counter() - self.saved_time >= _CHECKPOINT_SECONDS
+        if iteration % every == 0 if every else bool(processes.agree(np.asarray(late))):
+            self.checkpoint(compiled, progress, history, seconds)
+
+    def checkpoint(
+        self, compiled: Any, progress: Any, history: Any, seconds: float, *, last: bool = False
+    ) -> None:
+        """A checkpoint now; the last one is kept in memory if it cannot be written."""
+        iteration, self.saved_time = history["env_steps"].shape[1], time.perf_counter()
+        if iteration == self.saved_at:
+            return
+        tree = {"keys": compiled.keys, "progress": progress, "history": history if iteration else {}}
+        about = resuming.describe(self.settings, *self.layout, seconds)
+        with self._surviving(f"the checkpoint of iteration {iteration}", "checkpoint"):
+            if self.metrics is not None:
+                self.metrics.flush()
+                self.metrics.sync()
+            checkpoints.save(self.folder, iteration, tree, about, keep=self.settings.keep)
+            self.saved_at = iteration
+        if last and self.saved_at != iteration:
+            self.kept = iteration, tree, about
+
+    def finish(self, summary: Mapping[str, Any]) -> Path:
+        """The summary; and everything elsewhere, if the folder does not take it. Returns the folder."""
+        if self.metrics is None:
+            return self.folder
+        try:
+            self.metrics.flush()
+            if self.kept is not None:
+                checkpoints.save(self.folder, *self.kept, keep=self.settings.keep)
+            store.write_json(self.folder / "summary.json", summary)
+            return self.folder
+        except OSError as error:
+            if jax.process_count() > 1:
+                raise
+            elsewhere = Path(tempfile.mkdtemp(prefix="pgjax-"))
+            store.write_config(elsewhere, self.settings, self.layout.devices)
+            self.metrics.copy_to(elsewhere / "metrics.csv")
+            if self.kept is not None:
+                checkpoints.save(elsewhere, *self.kept, keep=self.settings.keep)
+            store.write_json(elsewhere / "summary.json", summary)
+            self.warn(f"{self.folder} cannot be written ({error}): the run is kept in {elsewhere}.")
+            return elsewhere
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self.metrics is not None:
+            self.metrics.close()
+
+    @contextmanager
+    def _surviving(self, what: str, kind: str | None = None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if jax.process_count() > 1:
+                raise
+            if (kind or what) not in self.reported:
+                self.reported.add(kind or what)
+                self.warn(f"{what} cannot be written ({error}); the run goes on, and tries again.")
+
+
+def _draw(folder: Path, label: str, warn: Warn) -> None:
+    try:
+        plots.save(plots.learning_curve(store.read_metrics(folder), label=label), folder / "curve.png")
+    except OSError as error:
+        warn(f"{folder / 'curve.png'} cannot be written: {error}.")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
+
+
+def check(settings: Settings) -> None:
     """Trace one iteration: whatever does not fit together shows before anything is compiled or written.
 
     Args:
-        preset: the settings.
-        seeds: how many.
-        seed: the first.
+        settings: of the run.
 
     Raises:
         ValueError: says what does not fit.
     """
+    seeds, seed = settings.seeds, settings.seed
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}.")
     if seed < 0 or seed + seeds > 2**31:
         raise ValueError(f"seed must be between 0 and {2**31 - seeds}, got {seed}.")
-    algorithm = presets.build(preset)
+    for name in ("checkpoint_every", "keep"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    programs.layout(settings)
+    algorithm = presets.build(settings.preset)
     jax.eval_shape(lambda key: algorithm.step(key, algorithm.init(key)), jax.random.key(0))
-
-
-def compile_programs(preset: Preset, seed: int, seeds: int) -> Programs:
-    """Place the seeds on the devices, compile, and initialise.
-
-    Several seeds are split over as many devices as serve them evenly; odd places are filled with further
-    seeds, which nobody looks at. A single seed runs without the seed axis, which costs time.
-
-    Args:
-        preset: the settings.
-        seed: the first.
-        seeds: how many.
-
-    Returns:
-        The compiled programs and the start.
-    """
-    begin = time.perf_counter()
-    per_device = math.ceil(seeds / jax.device_count())
-    num_devices = math.ceil(seeds / per_device)
-    keys = store.seed_keys(seed, per_device * num_devices)
-    init_keys, run_keys = training.split_run_key(keys if seeds > 1 else keys[0])
-    sharding = None
-    if num_devices > 1:
-        devices = jax.devices()[:num_devices]
-        mesh = jax.make_mesh((num_devices,), ("seed",), axis_types=(AxisType.Auto,), devices=devices)
-        sharding = NamedSharding(mesh, PartitionSpec("seed"))
-    hyper = presets.hyper(preset)
-    env_steps, num_updates = presets.iteration_size(preset)
-    fixed = num_updates is not None
-    buffer_size = min(_MAX_CHUNK, math.ceil(preset.steps / env_steps)) if fixed else _MAX_CHUNK
-
-    @jax.jit
-    def init(hyper: Any, keys: Any) -> training.Progress:
-        return training.init_progress(keys, presets.build(preset, hyper))
-
-    def advance(hyper: Any, keys: Any, progress: training.Progress, start: Any, length: Any) -> Any:
-        return training.advance(keys, presets.build(preset, hyper), progress, start, length, buffer_size)
-
-    compiled_init = init.lower(hyper, init_keys).compile()
-    seconds = time.perf_counter() - begin
-    progress = compiled_init(hyper, init_keys)
-    if sharding is not None:
-        progress, run_keys = jax.device_put((progress, run_keys), sharding)
-    jax.block_until_ready(progress)
-
-    begin = time.perf_counter()
-    chunk = jax.jit(advance, donate_argnums=2, out_shardings=sharding)
-    compiled = chunk.lower(hyper, run_keys, progress, np.int32(0), np.int32(1)).compile()
-    return Programs(compiled, hyper, run_keys, progress, seconds + time.perf_counter() - begin)
 
 
 def summarize(preset: Preset, names: Any, history: dict[str, Any], diverged_at: Any) -> dict[str, Any]:
@@ -310,50 +457,81 @@ def evaluate(run: str | Path, *, episodes: int = 100, seed: int = 0) -> dict[int
 
 
 @contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is only noted: a chunk's donated state is lost in its middle, and a file half written."""
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM are only noted: a chunk's donated state is lost in its middle.
+
+    Yields:
+        A function that says whether one came.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     seen: list[int] = []
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, frame: Any) -> None:
         seen.append(number)
 
-    signal.signal(signal.SIGINT, note)
+    for number in previous:
+        signal.signal(number, note)
     try:
         yield lambda: bool(seen)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
-def _iterations_left(steps: int, most: int, history: dict[str, Any], diverged_at: Any) -> int:
-    """Iterations that the slowest healthy seed needs at least: nobody runs past the end by more than one."""
+def iterations_left(steps: int, most: int, history: dict[str, Any], diverged_at: Any) -> int:
+    """Iterations that the slowest healthy seed needs at least: nobody runs past the end by more than one.
+
+    Args:
+        steps: wanted of every seed.
+        most: environment steps of one iteration, at most.
+        history: sums of every iteration so far, `[S, I]`.
+        diverged_at: `[S]`, −1 for none.
+
+    Returns:
+        How many; 0 at the end.
+    """
     healthy = history["env_steps"].sum(axis=1)[diverged_at < 0]
-    return max(0, math.ceil((steps - healthy.min()) / most))
+    return max(0, math.ceil((steps - healthy.min()) / most)) if len(healthy) else 0
 
 
-def _empty_history(seeds: int) -> dict[str, Any]:
-    return {name: np.zeros((seeds, 0)) for name in _SUMS}
+def extend(history: dict[str, Any], metrics: dict[str, Any], diverged_at: Any) -> dict[str, Any]:
+    """The sums of all iterations; nothing counts of a seed from its divergence on.
 
+    Args:
+        history: sums of every iteration before, `[S, I]`.
+        metrics: of the iterations that follow, `[S, J]`.
+        diverged_at: `[S]`, −1 for none.
 
-def _extend(history: dict[str, Any], metrics: dict[str, Any], diverged_at: Any) -> dict[str, Any]:
-    """The sums of all iterations; nothing counts of a seed from its divergence on."""
+    Returns:
+        The sums, `[S, I + J]`.
+    """
     start, length = history["env_steps"].shape[1], metrics["env_steps"].shape[1]
     counts = (diverged_at[:, None] < 0) | (start + np.arange(length) < diverged_at[:, None])
-    rows = {k: np.where(counts, metrics[k], 0.0) for k in _SUMS}
-    return {k: np.concatenate([history[k], rows[k]], axis=1) for k in _SUMS}
+    rows = {k: np.where(counts, metrics[k], 0.0) for k in SUMS}
+    return {k: np.concatenate([history[k], rows[k]], axis=1) for k in SUMS}
 
 
 def _scores(history: dict[str, Any], steps: int) -> tuple[Any, Any]:
     return statistics.scores(history["env_steps"], history["episodes"], history["episode_return_sum"], steps)
 
 
-def _columns(
+def metric_columns(
     names: Any, history: dict[str, Any], metrics: dict[str, Any], diverged_at: Any
 ) -> dict[str, Any]:
-    """The rows that follow `history`, by iteration; a seed's last row is that of its divergence."""
+    """The rows that follow `history`, by iteration; a seed's last row is that of its divergence.
+
+    Args:
+        names: what stands in the column `seed`, `[S]`.
+        history: sums of every iteration before, `[S, I]`.
+        metrics: of the iterations that follow, `[S, J]`.
+        diverged_at: `[S]`, −1 for none.
+
+    Returns:
+        Columns by name, as metrics.csv has them.
+    """
     iteration = history["env_steps"].shape[1] + np.arange(metrics["env_steps"].shape[1])
     written = ((diverged_at[:, None] < 0) | (iteration <= diverged_at[:, None])).T
     before = history["env_steps"].sum(axis=1, keepdims=True)
@@ -366,7 +544,7 @@ def _columns(
             "episode_return": metrics["episode_return_sum"] / metrics["episodes"],
             "episode_length": metrics["episode_length_sum"] / metrics["episodes"],
         }
-    columns |= {k: v for k, v in metrics.items() if k not in _SUMS}
+    columns |= {k: v for k, v in metrics.items() if k not in SUMS}
     return {k: v.T[written] for k, v in columns.items()}
 
 
@@ -377,9 +555,3 @@ def _rows(buffer: Any, seeds: int) -> Any:
 
 def _by_seed(names: Any, diverged_at: Any) -> dict[int, int]:
     return {int(s): int(i) for s, i in zip(names, diverged_at, strict=True) if i >= 0}
-
-
-def _to_one_device(state: Any, seeds: int) -> Any:
-    """The seeds asked for, leaves `[S, ...]`, whatever devices they were on."""
-    state = jax.device_put(state, jax.devices()[0])
-    return jax.tree.map(lambda x: x[None] if seeds == 1 else x[:seeds], state)

@@ -1,26 +1,57 @@
-"""The folder of a run: config.json, metrics.csv, summary.json, state/ and curve.png."""
+"""The folder of a run: config.json, metrics.csv, checkpoints/, summary.json and curve.png."""
 
+import contextlib
 import csv
 import importlib.metadata
-import json
+import io
 import math
 import os
 import platform
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from pgjax import __version__, training
-from pgjax.experiment import presets
+from pgjax.experiment import checkpoints, presets
+from pgjax.experiment.files import read_json, write_json
+from pgjax.placement import Axis
 from pgjax.types import Algorithm
+
+
+class Settings(NamedTuple):
+    """What config.json keeps of how a run is made.
+
+    Attributes:
+        preset: what is trained.
+        seeds: how many runs side by side.
+        seed: of the first.
+        stop_return: the run ends where the mean of the seeds' returns reaches this.
+        checkpoint_every: iterations between two checkpoints; None: ten minutes.
+        keep: how many checkpoints stay.
+        shard: what is spread over devices.
+        devices: how many at most; None: all.
+    """
+
+    preset: presets.Preset
+    seeds: int = 1
+    seed: int = 0
+    stop_return: float | None = None
+    checkpoint_every: int | None = None
+    keep: int = 2
+    shard: Axis = "seed"
+    devices: int | None = None
+
 
 # The columns that every algorithm has; what else it measures follows.
 COLUMNS = ("seed", "iteration", "env_steps", "episodes", "episode_return", "episode_length")
+# What is counted of every iteration, and summed.
+SUMS = ("env_steps", "episodes", "episode_return_sum", "episode_length_sum")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
 
 
@@ -37,7 +68,8 @@ def create(out: str | os.PathLike[str] | None, preset: presets.Preset) -> Path:
     Raises:
         ValueError: if it exists already or cannot be made.
     """
-    name = f"{preset.algorithm}-{preset.environment}-{time.strftime('%Y%m%d-%H%M%S')}"
+    environment = re.sub(r"[^\w.-]+", "-", preset.environment)
+    name = f"{preset.algorithm}-{environment}-{time.strftime('%Y%m%d-%H%M%S')}"
     wanted = Path("runs", name) if out is None else Path(out)
     for number in range(1, 100):
         folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
@@ -55,76 +87,139 @@ def create(out: str | os.PathLike[str] | None, preset: presets.Preset) -> Path:
     raise ValueError(f"{wanted} and its next names exist already: name another --out.")
 
 
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write all of it or nothing: whoever reads meanwhile sees the old file.
+class MetricsFile:
+    """metrics.csv, open for writing and held against other processes until it is closed.
 
-    Args:
-        path: the file.
-        data: JSON; NaN and infinities become null.
+    Rows that cannot be written now stay in memory, and are written with the next that can.
     """
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple | np.ndarray):
-            return [plain(v) for v in value]
-        value = value.item() if isinstance(value, np.generic) else value
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+    def __init__(self, folder: Path, *, until: int = 0, rows: int = 0):
+        """Open it, keeping only the rows of iterations before `until`.
 
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(plain(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+        Args:
+            folder: the run's.
+            until: iterations that stay.
+            rows: how many rows that should be.
+
+        Raises:
+            ValueError: if another process writes this run, or if rows that should be there are not.
+            OSError: if it cannot be opened.
+        """
+        self.path = folder / "metrics.csv"
+        self._file = self.path.open("ab", buffering=0)
+        self._header: list[str] = []
+        self._pending = b""
+        try:
+            hold(self._file, folder)
+            self._end = self._find(until, rows) if until else 0
+            self._truncate()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, columns: Mapping[str, Any]) -> None:
+        """Write rows and have them with the system, so that they outlive this process.
+
+        Args:
+            columns: of equal length. NaN in those about episodes is an empty cell: no episode ended.
+
+        Raises:
+            OSError: if they cannot be written; they are kept.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self._header:
+            self._header = [*COLUMNS, *sorted(set(columns) - set(COLUMNS))]
+            writer.writerow(self._header)
+        writer.writerows(zip(*(_cells(name, columns[name]) for name in self._header), strict=True))
+        self._pending += text.getvalue().encode()
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept.
+
+        Raises:
+            OSError: if it cannot be written; it is kept, and the file as it was.
+        """
+        if not self._pending:
+            return
+        try:
+            left = memoryview(self._pending)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._truncate()
+            raise
+        self._end += len(self._pending)
+        self._pending = b""
+
+    def sync(self) -> None:
+        """Have the rows on the disk, so that they outlive the machine."""
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(self._file.fileno())
+
+    def copy_to(self, path: Path) -> None:
+        """Write everything to another file, what is kept included.
+
+        Args:
+            path: the file.
+        """
+        with self.path.open("rb") as file:
+            path.write_bytes(file.read(self._end) + self._pending)
+
+    def close(self) -> None:
+        """Let others write this run."""
+        self._file.close()
+
+    def _find(self, until: int, rows: int) -> int:
+        """Where the rows of iteration `until` begin."""
+        end, found = 0, -1
+        with self.path.open("rb") as file:
+            for line in file:
+                cells = line.decode(errors="replace").split(",")
+                if found < 0:
+                    self._header = line.decode(errors="replace").strip().split(",")
+                elif (
+                    not line.endswith(b"\n")
+                    or not cells[1:]
+                    or not cells[1].isdigit()
+                    or int(cells[1]) >= until
+                ):
+                    break
+                found += 1
+                end += len(line)
+        if tuple(self._header[: len(COLUMNS)]) != COLUMNS or found != rows:
+            raise ValueError(
+                f"{self.path} is damaged: of the {until} iterations that the checkpoint has behind it there "
+                f"should be {rows} rows, but {max(0, found)} are there."
+            )
+        return end
+
+    def _truncate(self) -> None:
+        with contextlib.suppress(OSError):  # a device cannot be shortened
+            self._file.truncate(self._end)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The reverse of `write_json`.
+def hold(file: Any, folder: Path) -> None:
+    """Keep other processes from writing a run, until the file is closed.
 
     Args:
-        path: the file.
-
-    Returns:
-        What is in it.
-
-    Raises:
-        FileNotFoundError: if it is not there.
-        ValueError: if it is damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {path.parent} is not a run's folder, or not whole.")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is damaged: it holds no object.")
-    return data
-
-
-@contextmanager
-def open_metrics(folder: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Open metrics.csv for writing.
-
-    Args:
+        file: an open one of the run's.
         folder: the run's.
 
-    Yields:
-        A function that appends rows, given as columns of equal length, and flushes them. NaN in the
-        columns about episodes is an empty cell: no episode ended.
+    Raises:
+        ValueError: if another process holds it.
     """
-    with (folder / "metrics.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        header: list[str] = []
-
-        def append(columns: Mapping[str, Any]) -> None:
-            if not header:
-                header.extend([*COLUMNS, *sorted(set(columns) - set(COLUMNS))])
-                writer.writerow(header)
-            writer.writerows(zip(*(_cells(name, columns[name]) for name in header), strict=True))
-            file.flush()
-
-        yield append
-        if not header:  # ended before its first iteration
-            writer.writerow(COLUMNS)
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is being written by another process: wait for it, or end it.") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _cells(name: str, values: Any) -> list[str]:
@@ -172,53 +267,68 @@ def read_metrics(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def save_state(folder: Path, state: Any) -> None:
-    """Save the final state with orbax.
-
-    Args:
-        folder: the run's.
-        state: leaves `[S, ...]`.
-    """
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((folder / "state").resolve(), state)
-
-
 def load(run: str | os.PathLike[str]) -> tuple[Algorithm[Any], Any, dict[str, Any], dict[str, Any]]:
-    """Everything that a run left behind.
+    """Everything that a run left behind, or has written so far.
 
     Args:
         run: its folder.
 
     Returns:
-        The algorithm; the final state, leaves `[S, ...]`; the content of config.json; the columns of
-        metrics.csv.
+        The algorithm; the state of the latest checkpoint, leaves `[S, ...]`; the content of config.json; the
+        columns of metrics.csv.
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if one is damaged.
+        ValueError: if one is damaged. A damaged checkpoint is passed over with a warning if an older one is
+            whole.
     """
     folder = Path(run)
     config = read_config(folder)
     algorithm = presets.build(config["preset"])
     metrics = read_metrics(folder)
-    path = (folder / "state").resolve()
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path} is missing: the run has not saved its final state.")
-
-    import orbax.checkpoint as ocp
-
-    keys = jax.eval_shape(lambda: seed_keys(config["seed"], config["seeds"]))
-    shapes = jax.eval_shape(lambda keys: training.init_progress(keys, algorithm).state, keys)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            state = checkpointer.restore(path, abstract)
-    except Exception as error:  # orbax raises whatever its many layers do
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
+    iteration, about, complaints = checkpoints.newest(folder)
+    for complaint in complaints:
+        warnings.warn(f"{complaint} Taking that of iteration {iteration} instead.", stacklevel=2)
+    seeds = config["seeds"]
+    like = abstract_run(algorithm, rows=about["rows"], seeds=seeds, iteration=iteration)
+    state = jax.device_put(checkpoints.restore(folder, iteration, like)["progress"].state, jax.devices()[0])
+    state = jax.tree.map(lambda x: x[None] if seeds == 1 else x[:seeds], state)
     return algorithm, state, config, metrics
+
+
+def abstract_run(algorithm: Algorithm[Any], *, rows: int, seeds: int, iteration: int) -> dict[str, Any]:
+    """The shapes of what a checkpoint holds.
+
+    Args:
+        algorithm: of the run.
+        rows: seeds that run, those that only fill devices included.
+        seeds: wanted; a single one has no axis.
+        iteration: iterations done.
+
+    Returns:
+        `keys` and `progress` of every row, and `history`, the sums of every seed and iteration, as
+        `jax.ShapeDtypeStruct`.
+    """
+    keys = jax.eval_shape(lambda: seed_keys(0, rows) if seeds > 1 else seed_keys(0, 1)[0])
+    start = jax.eval_shape(lambda k: training.init_progress(k, algorithm), keys)
+    # what has no elements cannot be stored
+    names = SUMS if iteration else ()
+    history = {name: jax.ShapeDtypeStruct((seeds, iteration), np.float64) for name in names}
+    return {"keys": keys, "progress": start, "history": history}
+
+
+def write_config(folder: Path, settings: Settings, devices: int) -> None:
+    """Write config.json: the settings, and where the run began or went on.
+
+    Args:
+        folder: the run's.
+        settings: of the run.
+        devices: that it uses.
+    """
+    plain = settings._asdict() | {"preset": presets.to_json(settings.preset)}
+    where = surroundings()
+    # the number asked for may be None; the number in use stands in its place
+    write_json(folder / "config.json", plain | where | {"devices": devices})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -228,7 +338,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         folder: the run's.
 
     Returns:
-        `preset`, `seeds`, `seed` and what else was noted.
+        The fields of `Settings` and what else was noted.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -236,11 +346,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = read_json(folder / "config.json")
     try:
-        return config | {
-            "preset": presets.from_json(config["preset"]),
-            "seeds": int(config["seeds"]),
-            "seed": int(config["seed"]),
-        }
+        config |= {"preset": presets.from_json(config["preset"])}
+        config |= {name: int(config[name]) for name in ("seeds", "seed", "keep", "devices")}
+        return config | {name: config[name] for name in Settings._fields}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
         raise ValueError(f"{folder / 'config.json'} is damaged: {detail}.") from None
@@ -263,12 +371,26 @@ def surroundings() -> dict[str, Any]:
     """What a figure depends on beside its settings.
 
     Returns:
-        Versions and the device.
+        Versions, the device, how many there are, and in how many processes.
     """
     device = jax.devices()[0]
+    kind = _processor() if device.platform == "cpu" else device.device_kind
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
         "versions": {"pgjax": __version__, "python": platform.python_version(), **versions},
-        "device": f"{device.platform}: {device.device_kind}",
+        "device": f"{device.platform}: {kind}",
         "devices": jax.device_count(),
+        "processes": jax.process_count(),
     }
+
+
+def _processor() -> str:
+    """Its model and the cores that this process may use: both decide how sums are ordered."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model
+        )
+    return f"{model}, {cores} cores"
