@@ -81,6 +81,8 @@ def test_the_three_rooms_of_mathematics_do_not_know_each_other(room_name):
         ("tyro", {"experiment"}),
         ("orbax", {"experiment"}),
         ("scipy", {"experiment"}),
+        ("tensorboardX", {"experiment"}),
+        ("wandb", {"experiment"}),
         ("time", {"experiment"}),
         ("os", {"experiment"}),
         ("pathlib", {"experiment"}),
@@ -123,7 +125,7 @@ def test_no_module_shares_its_name_with_a_public_function():
 
 
 def test_importing_pgjax_imports_nothing_heavy():
-    heavy = {"gymnax", "matplotlib", "scipy.stats", "orbax", "rich", "tyro", "pandas"}
+    heavy = {"gymnax", "matplotlib", "scipy.stats", "orbax", "rich", "tyro", "pandas", "tensorboardX", "wandb"}
     code = f"import sys, pgjax; print(sorted({heavy} & set(sys.modules)))"
     plain = "import sys, jax, flax.linen, optax; print(sorted(sys.modules))"
     known = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True, check=True).stdout

@@ -197,10 +197,10 @@ def _listeners(settings: Any, chosen: Any) -> list[Callable[[Path], Any]]:
         return []
     makers: list[Callable[[Path], Any]] = []
     if chosen.tensorboard:
-        sinks.require("tensorboard")
+        sinks.require("tensorboardX", "tensorboard")
         makers.append(sinks.tensorboard)
     if chosen.wandb:
-        sinks.require("wandb")
+        sinks.require("wandb", "wandb")
         config = settings._asdict() | {"preset": presets.to_json(settings.preset)}
         makers.append(lambda folder: sinks.wandb(folder, name=folder.resolve().name, config=config))
     return makers

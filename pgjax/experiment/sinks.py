@@ -143,7 +143,8 @@ def chunk_metrics(names: Any, columns: Mapping[str, Any]) -> dict[str, float]:
     """One point of a chunk of iterations.
 
     Means over the iterations; of return and length over the episodes that ended, and left out where none did;
-    `episodes` is their number. A NaN among the losses is kept: the seed diverged there.
+    `episodes` is their number. A NaN among the losses is kept: the seed diverged there. Where the rows stand
+    (seed, iteration, env_steps) is left out: the step says it.
 
     Args:
         names: all seeds of the run.
@@ -209,7 +210,7 @@ def tensorboard(folder: Path) -> Sink:
     Raises:
         ValueError: if tensorboardX is not installed.
     """
-    _require("tensorboardX", "tensorboard")
+    require("tensorboardX", "tensorboard")
     return _TensorBoard(folder)
 
 
@@ -266,7 +267,7 @@ def wandb(folder: Path, *, name: str, config: Mapping[str, Any]) -> Sink:
     Raises:
         ValueError: if wandb is not installed.
     """
-    _require("wandb", "wandb")
+    require("wandb", "wandb")
     return _Wandb(folder, name, config)
 
 
@@ -328,7 +329,16 @@ def _wandb_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _require(module: str, extra: str) -> None:
+def require(module: str, extra: str) -> None:
+    """Complain if a sink's package is not there.
+
+    Args:
+        module: its name.
+        extra: what installs it.
+
+    Raises:
+        ValueError: says how to install it.
+    """
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:  # a folder of that name counts as a module; wandb makes one
         raise ValueError(f'The sink {extra} needs {module}: pip install "pgjax[{extra}]".')

@@ -22,6 +22,7 @@ al. 2017 and of their implementation, which clips gradients only while it has no
 sees is read off while it is traced.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -659,8 +660,9 @@ def _rebuild(head: Any, leaves: list[Array]) -> Any:
 
 
 def _mean_outer(x: Array) -> Array:
-    x = x.reshape(-1, x.shape[-1])
-    return jnp.matmul(x.T, x, precision="highest") / x.shape[0]
+    """Mean of x xᵀ over the batch axes; flattening them would gather the batch of several devices."""
+    batch = tuple(range(x.ndim - 1))
+    return jnp.tensordot(x, x, (batch, batch), precision="highest") / math.prod(x.shape[:-1])
 
 
 def _product(a: Array, b: Array, c: Array) -> Array:
