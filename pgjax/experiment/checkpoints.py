@@ -7,6 +7,7 @@ executed when it is read.
 """
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,9 @@ def save(folder: Path, iteration: int, tree: Any, about: Mapping[str, Any], *, k
             digests = {path.relative_to(partial).as_posix(): _digest(path) for path in written}
             for path in written:
                 files.sync(path)
-            files.write_json(partial / _ABOUT, {**about, "iteration": iteration, "sha256": digests})
+            told = {**about, "iteration": iteration, "sha256": digests}
+            files.write_json(partial / _ABOUT, told | {"seal": _seal(told)})
+            shutil.rmtree(parent / str(iteration), ignore_errors=True)  # a damaged one that was passed over
             partial.rename(parent / str(iteration))
             files.sync(parent)
             for old in iterations(folder)[:-keep]:
@@ -99,6 +102,8 @@ def about(folder: Path, iteration: int) -> dict[str, Any]:
     path = folder / _FOLDER / str(iteration)
     try:
         kept = files.read_json(path / _ABOUT)
+        if kept.pop("seal", None) != _seal(kept):
+            raise ValueError("it is not what was written")
         digests = dict(kept["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{path / _ABOUT} is damaged or missing: {error}") from None
@@ -196,13 +201,22 @@ def _compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
                 f"The checkpoint has other shapes: {name} is {list(found[name].shape)} in it, here "
                 f"{list(_stored_shape(x))}."
             )
+        if not jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) and found[name].dtype != x.dtype:
+            raise _ShapeError(
+                f"The checkpoint has other types: {name} is {found[name].dtype} in it, here {x.dtype}."
+            )
 
 
 def _template(x: Any) -> Any:
     """What orbax reads as: an array of NumPy, so that placing it is left to the caller."""
     if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(0), x.shape)
+        return jax.random.wrap_key_data(np.zeros(_stored_shape(x), np.uint32))
     return np.broadcast_to(np.zeros((), x.dtype), x.shape)
+
+
+def _seal(told: Mapping[str, Any]) -> str:
+    """The digest of what is told, which tells a changed about.json from a whole one."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -125,6 +125,9 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
         keys = start["keys"]
     init_keys, run_keys = training.split_run_key(keys)
 
+    def init(hyper: Any, keys: Any) -> training.Progress:
+        return training.init_progress(keys, presets.build(preset, hyper))
+
     def advance(hyper: Any, keys: Any, progress: training.Progress, start: Any, length: Any) -> Any:
         return training.advance(keys, presets.build(preset, hyper), progress, start, length, buffer_size)
 
@@ -132,8 +135,7 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
     whole = math.ceil(preset.steps / env_steps) if num_updates is not None else MAX_CHUNK
     buffer_size = min(MAX_CHUNK, whole)
     if start is None:
-        init = jax.jit(lambda hyper, keys: training.init_progress(keys, presets.build(preset, hyper)))
-        compiled_init = init.lower(hyper, init_keys).compile()
+        compiled_init = jax.jit(init).lower(hyper, init_keys).compile()
         seconds = time.perf_counter() - begin
         progress = compiled_init(hyper, init_keys)
     else:

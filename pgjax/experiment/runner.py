@@ -315,12 +315,16 @@ class _Record:
             return
         tree = {"keys": compiled.keys, "progress": progress, "history": history if iteration else {}}
         about = resuming.describe(self.settings, *self.layout, seconds)
-        with self._surviving(f"the checkpoint of iteration {iteration}", "checkpoint"):
+        rows_are_there = False
+        with self._surviving("metrics.csv"):  # a checkpoint is worth nothing without the rows before it
             if self.metrics is not None:
                 self.metrics.flush()
                 self.metrics.sync()
-            checkpoints.save(self.folder, iteration, tree, about, keep=self.settings.keep)
-            self.saved_at = iteration
+            rows_are_there = True
+        with self._surviving(f"the checkpoint of iteration {iteration}", "checkpoint"):
+            if rows_are_there:
+                checkpoints.save(self.folder, iteration, tree, about, keep=self.settings.keep)
+                self.saved_at = iteration
         if last and self.saved_at != iteration:
             self.kept = iteration, tree, about
 
