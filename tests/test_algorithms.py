@@ -32,6 +32,7 @@ from pgjax.algorithms import (
     td3,
     trpo,
 )
+from pgjax.experiment import checkpoints
 from pgjax.training import Progress, advance, init_progress, split_run_key
 from pgjax.types import Algorithm
 
@@ -134,6 +135,17 @@ class TestConformance:
         chex.assert_trees_all_equal(pieces, whole)
         for m, a, b in zip(*(jax.tree.leaves(x) for x in (metrics, first, second)), strict=True):
             np.testing.assert_array_equal(m, jnp.concatenate([a[:, :3], b[:, :1]], 1))
+
+    def test_saved_and_restored_as_in_one(self, name, tmp_path):
+        keys, start, chunk = run(name)
+        whole, _ = chunk(start, 0, 4)
+        tree = {"keys": keys, "progress": chunk(start, 0, 3)[0]}
+        checkpoints.save(tmp_path, 3, tree, {}, keep=1)
+        kept = checkpoints.restore(tmp_path, 3, jax.eval_shape(lambda: tree))
+        np.testing.assert_array_equal(*(jax.random.key_data(k) for k in (kept["keys"], keys)))
+        onwards, _ = chunk(jax.device_put(kept["progress"]), 3, 1)
+        assert chunk._cache_size() == 1
+        chex.assert_trees_all_equal(onwards, whole)
 
     def test_a_seed_among_others_is_the_seed_alone(self, name):
         """One iteration from the same state, to rounding; later chaos does the rest."""

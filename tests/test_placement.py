@@ -1,0 +1,201 @@
+"""What is spread over devices computes what one device computes, and says little to the others."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from zoo import ZOO
+
+import pgjax
+from pgjax import placement
+from pgjax.experiment import presets, programs
+from pgjax.experiment.store import Settings
+
+NUM_DEVICES = 8
+# Name in the zoo, and options that make its environments divisible; NPG is TRPO without its line search.
+SPREAD = {
+    "ppo-continuous": {"num_envs": 8},
+    "trpo": {"num_envs": 8},
+    "acktr": {"num_envs": 8},
+    "sac-continuous": {"num_envs": 8},
+}
+
+WORKER = """
+import json, re, sys
+import jax, numpy as np
+from test_placement import SPREAD
+from zoo import ZOO
+import pgjax
+from pgjax import placement, training
+
+assert jax.device_count() == 8
+KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+KIND = rf"= (\\S+|\\(.*?\\)) ({KINDS})(?:-start)?\\("
+found = {}
+for name, options in SPREAD.items():
+    algorithm = ZOO[name](**options)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    alone, _ = jax.jit(algorithm.step)(jax.random.key(1), state)
+    placed = placement.shard(state, "data")
+    where = jax.tree.map(lambda x: x.sharding, placed)
+    whole = jax.sharding.NamedSharding(jax.tree.leaves(where)[0].mesh, jax.sharding.PartitionSpec())
+    step = jax.jit(algorithm.step, out_shardings=(where, whole)).lower(jax.random.key(1), placed).compile()
+    together, _ = step(jax.random.key(1), placed)
+    errors = [
+        float(np.linalg.norm(np.asarray(a, float) - np.asarray(b, float)) / max(1e-3, np.linalg.norm(b)))
+        for a, b in zip(*(jax.tree.leaves(s.learned) for s in (together, alone)), strict=True)
+    ]
+    text = step.as_text()
+    collectives = [
+        (kind, shape.count("["), re.findall(r'op_name="([^"]*)"', line)[:1])
+        for line in text.splitlines()
+        for shape, kind in re.findall(KIND, line)
+    ]
+    spread = sum("data" in tuple(x.sharding.spec) for x in jax.tree.leaves(together))
+    found[name] = {"error": max(errors), "collectives": collectives, "spread": spread}
+
+# seeds
+algorithm = ZOO["ppo"]()
+keys = jax.random.split(jax.random.key(0), 8)
+init_keys, run_keys = training.split_run_key(keys)
+start = jax.jit(lambda keys: training.init_progress(keys, algorithm))(init_keys)
+
+def chunk(keys, progress):
+    return training.advance(keys, algorithm, progress, 0, 1, 1)
+
+alone, _ = jax.jit(chunk)(run_keys, start)
+program = jax.jit(chunk).lower(*placement.shard((run_keys, start))).compile()
+together, _ = program(*placement.shard((run_keys, start)))
+pairs = zip(*(jax.tree.leaves(p.state.learned.params) for p in (together, alone)), strict=True)
+seeds = {
+    "error": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs),
+    "collectives": re.findall(KIND, program.as_text()),
+    "devices": [len(x.sharding.device_set) for x in jax.tree.leaves(together)],
+}
+through_train, _ = pgjax.train(placement.shard(keys), algorithm, 1)
+seeds["train"] = [len(x.sharding.device_set) for x in jax.tree.leaves(through_train.learned.params)]
+print("RESULT" + json.dumps({"data": found, "seed": seeds}))
+"""
+
+
+@pytest.fixture(scope="module")
+def results():
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}",
+        "PYTHONPATH": os.path.dirname(__file__),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER], env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert "RESULT" in done.stdout, done.stderr[-3000:]
+    return json.loads(done.stdout.partition("RESULT")[2])
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_an_iteration_on_eight_devices_is_that_on_one(results, name):
+    found = results["data"][name]
+    assert found["spread"] >= 3  # the environments really lie on different devices
+    assert found["error"] < (1e-4 if name == "acktr" else 1e-5)  # decompositions make more of a rounding
+
+
+@pytest.mark.parametrize("name", [n for n in SPREAD if n != "sac-continuous"])
+def test_no_batch_is_gathered(results, name):
+    """On policy only sums cross devices; a replay buffer is the same on all, and so gets every step."""
+    assert {kind for kind, *_ in results["data"][name]["collectives"]} == {"all-reduce"}
+
+
+def test_ppo_sums_once_for_each_gradient_step(results):
+    """All gradients in one all-reduce; beside it two numbers for the mean and deviation of advantages."""
+    in_the_loop = [c for c in results["data"]["ppo-continuous"]["collectives"] if "while/body" in c[2][0]]
+    gradients = [size for _, size, _ in in_the_loop if size > 4]
+    assert len(gradients) == 1
+    assert len(in_the_loop) <= 3
+    outside = [c for c in results["data"]["ppo-continuous"]["collectives"] if "while/body" not in c[2][0]]
+    assert len(outside) <= 7  # metrics, and the moments of observations and returns
+
+
+def test_seeds_say_nothing_to_each_other(results):
+    assert results["seed"]["collectives"] == []
+    assert results["seed"]["error"] < 1e-5
+    assert set(results["seed"]["devices"]) == {NUM_DEVICES}
+    assert set(results["seed"]["train"]) == {NUM_DEVICES}
+
+
+class TestShard:
+    def test_values_stay_what_they_are(self):
+        keys = jax.random.split(jax.random.key(0), 2)
+        np.testing.assert_array_equal(jax.random.key_data(pgjax.shard(keys)), jax.random.key_data(keys))
+
+    def test_a_state_without_environments_is_refused(self):
+        with pytest.raises(ValueError, match="no environments here to spread"):
+            pgjax.shard({"params": jnp.zeros(3)}, "data")
+
+    def test_workers_that_take_turns_are_refused(self):
+        state = jax.eval_shape(ZOO["a3c"]().init, jax.random.key(0))
+        with pytest.raises(ValueError, match="workers that take turns"):
+            placement.shardings(state, placement.make_mesh("data"))
+
+    def test_an_unknown_axis_is_refused(self):
+        with pytest.raises(ValueError, match='axis must be "seed" or "data"'):
+            pgjax.shard(jnp.zeros(2), "model")
+
+
+class FakeMesh:
+    """As many devices as a test needs."""
+
+    size, axis_names = 3, ("seed",)
+
+
+def test_what_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="4 seeds do not divide among 3 devices"):
+        placement.shardings(jnp.zeros(4), FakeMesh())
+
+
+class TestLayout:
+    def settings(self, algorithm="ppo", changes=None, **kept):
+        return Settings(presets.preset(algorithm, "CartPole-v1", **(changes or {})), **kept)
+
+    @pytest.mark.parametrize(
+        ("seeds", "devices", "expected"),
+        [
+            (1, 8, (1, 1)),
+            (3, 8, (3, 3)),
+            (8, 8, (8, 8)),
+            (10, 8, (10, 5)),
+            (11, 8, (12, 6)),
+            (16, 8, (16, 8)),
+        ],
+    )
+    def test_seeds_are_spread_evenly_and_padded(self, monkeypatch, seeds, devices, expected):
+        monkeypatch.setattr(jax, "device_count", lambda: devices)
+        assert programs.layout(self.settings(seeds=seeds)) == expected
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"devices": 9}, "devices must be between 1 and the 8 there are, got 9"),
+            ({"shard": "data", "changes": {"num_envs": 12}}, "num_envs=12 does not divide among 8 devices"),
+            ({"shard": "data", "changes": {"num_envs": 16, "num_shards": 4}}, "The 4 shards"),
+            ({"shard": "data", "algorithm": "reinforce"}, "cannot be spread over devices"),
+            ({"shard": "data", "algorithm": "a3c"}, "cannot be spread over devices"),
+        ],
+    )
+    def test_what_does_not_fit_is_refused(self, monkeypatch, settings, message):
+        monkeypatch.setattr(jax, "device_count", lambda: 8)
+        with pytest.raises(ValueError, match=message):
+            programs.layout(self.settings(**settings))
+
+    def test_processes_share_all_devices(self, monkeypatch):
+        monkeypatch.setattr(jax, "device_count", lambda: 8)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        assert programs.layout(self.settings(seeds=3)) == (8, 8)
+        with pytest.raises(ValueError, match="One seed is no work for several processes"):
+            programs.layout(self.settings())
+        with pytest.raises(ValueError, match="With several processes all devices are used"):
+            programs.layout(self.settings(seeds=3, devices=4))
