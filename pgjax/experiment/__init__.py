@@ -5,16 +5,16 @@ Everything that touches files, the clock or the screen is here; `import pgjax` d
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pgjax.experiment import presets, runner, store
+from pgjax.experiment import grid, presets, runner, store, sweeps
 from pgjax.experiment.runner import Result, evaluate
 from pgjax.experiment.sinks import Sink
 from pgjax.experiment.store import load
 from pgjax.placement import Axis
 from pgjax.types import Algorithm
 
-__all__ = ["Result", "evaluate", "load", "make", "run"]
+__all__ = ["Result", "evaluate", "load", "make", "run", "sweep"]
 
 
 def make(algorithm: str, environment: str | None = None, **changes: Any) -> Algorithm[Any]:
@@ -116,3 +116,74 @@ def run(
         **kept,
     )
     return runner.run(settings, out=out, sinks=sinks)
+
+
+def sweep(
+    algorithm: str | None = None,
+    environment: str | None = None,
+    *,
+    resume: str | Path | None = None,
+    random: int | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    out: str | Path | None = None,
+    memory: float | None = None,
+    format: Literal["csv", "parquet"] = "csv",
+    devices: int | None = None,
+    **changes: Any,
+) -> Result:
+    """Train many settings with many seeds, as `pgjax sweep` does; or do what is left of a sweep.
+
+    Settings that differ in real numbers only are rows of one compiled program; those that differ in sizes,
+    names or switches need one each. All settings have the same seeds.
+
+    Args:
+        algorithm: such as "ppo".
+        environment: as in `make`.
+        resume: the folder of a sweep that was cut off. Its settings stay, the runs that have ended are kept.
+        random: how many settings to draw; None for all combinations of the values. Exactly two numbers are
+            then a range, logarithmic if they are positive and a factor of 10 or more apart.
+        seeds: runs of each setting.
+        seed: of the first; also that of the draw.
+        out: the folder; None for `runs/sweep-<algorithm>-<environment>-<time>`.
+        memory: bytes that the runs of a batch may fill, on all devices together; None: most of an
+            accelerator's, half of what is free for CPUs.
+        format: of the metrics; "parquet" needs pyarrow.
+        devices: how many; None for all. On CPUs there is one, unless `jax_num_cpu_devices` says otherwise.
+        **changes: as in `make`, with a list wherever there are several values, such as
+            `clip_eps=[0.1, 0.2], optimizer=dict(learning_rate=[1e-4, 1e-3])`.
+
+    Returns:
+        The folder, how the sweep ended and its summary: `settings`, best first, and `best`, the number of the
+        first. In the folder `metrics.csv` has a row for each run and iteration, `runs.csv` one for each run.
+
+    Raises:
+        ValueError: if a setting cannot be trained, if the folder exists, if a run does not fit into the
+            memory, or if the sweep to go on with is damaged.
+    """
+    if resume is not None:
+        if (
+            algorithm is not None
+            or environment is not None
+            or changes
+            or out is not None
+            or random is not None
+        ):
+            raise ValueError(
+                "A sweep that goes on keeps its settings: beside resume=RUN give memory and devices."
+            )
+        return sweeps.resume(resume, memory=memory, devices=devices)
+    if algorithm is None:
+        raise ValueError("Name the algorithm, or the sweep to go on with: sweep(resume=RUN).")
+    shared, settings = grid.plan(algorithm, environment, changes, random=random, seed=seed)
+    planned = sweeps.Sweep(
+        shared,
+        settings,
+        drawn=random is not None,
+        seeds=seeds,
+        seed=seed,
+        memory=memory,
+        devices=devices,
+        format=format,
+    )
+    return sweeps.run(planned, out=out)

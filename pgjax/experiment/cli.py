@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 _USAGE = """\
 usage: pgjax COMMAND ...
@@ -20,12 +20,18 @@ usage: pgjax COMMAND ...
                                         train, with a learning curve at the end; without --env on the first
                                         environment of its presets, CartPole-v1 for most
   pgjax train --resume RUN [--steps N]  go on with a run that was cut off, bit for bit
+  pgjax sweep ALGORITHM [--env NAME] [--seeds N] [--steps N] [--random N] [--memory 4GB] [--out DIR] ...
+                        [any option of the algorithm, with one value or several]
+                                        train every combination of the values, or N settings at random, as one
+                                        program where it can be; ends with a table and a heat map
+  pgjax sweep --resume RUN              do what is left of a sweep that was cut off
   pgjax evaluate RUN [--episodes N] [--seed S]
                                         play the final policies of a run
   pgjax plot RUN... [--out FILE]        compare the learning curves of runs
   pgjax list                            algorithms, environments, presets
 
-"pgjax train ALGORITHM --help" shows every option with its preset value."""
+"pgjax train ALGORITHM --help" shows every option with its preset value, "pgjax sweep ALGORITHM --help" what
+is different there."""
 
 
 @dataclasses.dataclass
@@ -56,6 +62,21 @@ class _Plot:
     out: Path = Path("comparison.png")
 
 
+@dataclasses.dataclass
+class _SweepOn:
+    """Do what is left of a sweep that was cut off: the runs that had not ended, from their beginning.
+
+    Attributes:
+        resume: the sweep's folder.
+        memory: what runs may fill at a time, such as 4GB; by default as before.
+        devices: how many; by default all, on CPUs as many as before.
+    """
+
+    resume: Path
+    memory: str | None = None
+    devices: int | None = None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command.
 
@@ -63,10 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments; None for the process's.
 
     Returns:
-        Exit status: 0; 1 if a seed diverged; 2 for a mistake of the user; 130 after Ctrl-C.
+        Exit status: 0; 1 if a seed diverged, in a sweep if none has a return; 2 for a mistake of the user;
+        130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "evaluate": _evaluate, "plot": _plot, "list": _list}
+    commands = {"train": _train, "sweep": _sweep, "evaluate": _evaluate, "plot": _plot, "list": _list}
     try:
         if not args or args[0] in ("-h", "--help"):
             print(_USAGE)
@@ -92,22 +114,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: list[str]) -> int:
-    from pgjax.experiment import presets
-
-    run = _peek(args, "--resume", "")
-    if "--resume" in args and (not run or run.startswith("-")):
-        _fail("Name the folder to go on with: --resume RUN.")
-    algorithm = args[0] if args and not args[0].startswith("-") else None
-    if algorithm is None and not run:
-        known = ", ".join(presets.algorithm_names())
-        if args and args[0] in ("-h", "--help"):
-            print(f"{_USAGE}\n\nalgorithms: {known}")
-            return 0
-        _fail(f"Name the algorithm first: pgjax train ALGORITHM. Known are {known}.")
-    args = args[1:] if algorithm else args
+    algorithm, args, run = _named(args, "train")
     _start_devices(args, Path(run) if run else None)
 
-    from pgjax.experiment import processes, store
+    from pgjax.experiment import presets, processes, store
 
     if run:
         config = _checked(lambda: store.read_config(Path(run)))
@@ -126,6 +136,23 @@ def _train(args: list[str]) -> int:
         return _train_here(wanted, chosen)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         return _train_here(wanted, chosen)
+
+
+def _named(args: list[str], command: str) -> tuple[str | None, list[str], str]:
+    """The algorithm that stands first, what follows, and the run to go on with; one of the two is there."""
+    from pgjax.experiment import presets
+
+    run = _peek(args, "--resume", "")
+    if "--resume" in args and (not run or run.startswith("-")):
+        _fail("Name the folder to go on with: --resume RUN.")
+    algorithm = args[0] if args and not args[0].startswith("-") else None
+    if algorithm is None and not run:
+        known = ", ".join(presets.algorithm_names())
+        if args and args[0] in ("-h", "--help"):
+            print(f"{_USAGE}\n\nalgorithms: {known}")
+            raise SystemExit(0)
+        _fail(f"Name the algorithm first: pgjax {command} ALGORITHM. Known are {known}.")
+    return algorithm, args[1:] if algorithm else args, run
 
 
 def _chosen_settings(settings: Any, chosen: Any) -> Any:
@@ -206,6 +233,100 @@ def _listeners(settings: Any, chosen: Any) -> list[Callable[[Path], Any]]:
     return makers
 
 
+def _sweep(args: list[str]) -> int:
+    algorithm, args, run = _named(args, "sweep")
+    if run and algorithm:
+        _fail(
+            "A sweep that goes on keeps its settings: pgjax sweep --resume RUN, with --memory and --devices."
+        )
+    _start_devices(args, Path(run) if run else None, fill=True)
+    from rich.console import Console
+
+    from pgjax.experiment import display, grid, presets, sweep_display, sweeps
+
+    console = Console()
+    if not console.is_terminal:  # nothing is there to fold the table for
+        console = Console(width=max(console.width, 120))
+    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    warn = lambda text: print(f"pgjax: {text}", file=sys.stderr)  # noqa: E731
+    if run:
+        chosen = _parse(_SweepOn, args, "pgjax sweep")
+        memory = _checked(lambda: _num_bytes(chosen.memory))
+        sweep = _checked(lambda: sweeps.read_config(chosen.resume))[0]
+        go = lambda report: sweeps.resume(  # noqa: E731
+            chosen.resume, memory=memory, devices=chosen.devices, report=report, warn=warn
+        )
+    else:
+        preset = _checked(lambda: presets.preset(algorithm or "", _peek(args, "--env", "") or None))
+        chosen = _parse(_sweep_options(preset), args, f"pgjax sweep {algorithm}")
+        if chosen.env != preset.environment:
+            _fail("Give --env once.")
+        changes = _checked(lambda: _swept(preset, chosen, args))
+        random, memory = chosen.random, _checked(lambda: _num_bytes(chosen.memory))
+        shared, settings = _checked(
+            lambda: grid.plan(preset.algorithm, preset.environment, changes, random=random, seed=chosen.seed)
+        )
+        kept = {name: getattr(chosen, name) for name in ("seeds", "seed", "devices", "format")}
+        sweep = sweeps.Sweep(shared, settings, drawn=random is not None, memory=memory, **kept)
+        go = lambda report: sweeps.run(sweep, out=chosen.out, report=report, warn=warn)  # noqa: E731
+    preset = sweep.preset
+    count, each = len(sweep.settings), f"{sweep.seeds} seed{'s' if sweep.seeds > 1 else ''}"
+    count = f"{count} setting{'s' if count > 1 else ''} × {each}"
+    say(f"{preset.algorithm} on {preset.environment}: {count}, {preset.steps:,} steps each; compiling")
+    with display.live(console, sweep_display.describe) as report:
+        result = _checked(lambda: go(report))
+    summary, folder = result.summary, result.folder
+    console.print(sweep_display.table(summary))
+    say(sweep_display.verdict(summary))
+    pictures = [path for name in ("heat_map.png", "scatter.png") if (path := folder / name).exists()]
+    say(f"picture: {pictures[0]}" if pictures else f"sweep: {folder}")
+    if result.status == "interrupted":
+        warn(f"interrupted; go on with: pgjax sweep --resume {folder}")
+        return 130
+    return 0 if summary["best"] is not None else 1
+
+
+def _swept(preset: Any, chosen: Any, args: list[str]) -> dict[str, Any]:
+    """What was chosen, as `grid.plan` takes it: several values in a list, in the order they are typed in."""
+    typed = [arg.partition("=")[0].replace("_", "-") for arg in args]
+
+    def place(name: str) -> int:
+        flag = f"--{name.rstrip('_').replace('_', '-')}"
+        return typed.index(flag) if flag in typed else -1
+
+    values = {name: getattr(chosen, name) for name in [*preset.options, "steps"]}
+    for section in [
+        "network",
+        *preset.optimizers,
+        *(["env_params"] if hasattr(chosen, "env_params") else []),
+    ]:
+        inner = dataclasses.asdict(getattr(chosen, section))
+        values |= {f"{section}.{name}": value for name, value in inner.items()}
+    values["network.hidden"] = tuple(_sizes(text) for text in values["network.hidden"])
+    # None stands for the environment's own value
+    own = [name for name, value in values.items() if name.startswith("env_params.") and value == (None,)]
+    names = sorted((name for name in values if name not in own), key=place)
+    return {name: values[name][0] if len(values[name]) == 1 else list(values[name]) for name in names}
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise ValueError(
+            f"--network.hidden takes sizes with commas between them, such as 64,64, got {text!r}."
+        )
+    return tuple(map(int, text.split(",")))
+
+
+def _num_bytes(text: str | None) -> float | None:
+    """Bytes from such as "4GB", "512 MiB" or "1e9"."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgt]?)(i?)b?", text.lower())
+    if match is None:
+        raise ValueError(f"--memory takes a size such as 4GB, 512MiB or 1e9, got {text!r}.")
+    return float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".find(match[2]) + 1 if match[2] else 0)
+
+
 def _evaluate(args: list[str]) -> int:
     chosen = _parse(_positional(_Evaluate, "run"), args, "pgjax evaluate")
     from pgjax.experiment import display, runner
@@ -269,7 +390,6 @@ def _train_options(settings: Any) -> type:
     from pgjax.experiment import presets
 
     preset = settings.preset
-    help_of = _argument_help(presets.make_function(preset.algorithm))
 
     def field(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:
         return name, Annotated[kind, tyro.conf.arg(help=text)], default
@@ -298,6 +418,34 @@ def _train_options(settings: Any) -> type:
         field("processes", int | None, None, "How many processes run this command."),
         field("process_index", int | None, None, "Which of them this is, from 0."),
     ]
+    for name, kind, default, about in _algorithm_options(preset):
+        fields.append((name, Annotated[kind, tyro.conf.arg(**about)], default))
+    fields.append(("network", presets.NetworkSpec, preset.network))
+    fields += [(name, type(spec), spec) for name, spec in preset.optimizers.items()]
+    if parameters := _env_parameters(preset):
+        env_params = dataclasses.make_dataclass("EnvParams", parameters)
+        fields.append(("env_params", env_params, env_params()))
+    about = f"Train {preset.algorithm} on {preset.environment}; the defaults are its preset's."
+    return _options("Train", fields, about)
+
+
+def _options(title: str, fields: list[tuple[str, Any, Any]], about: str = "") -> type:
+    """A dataclass from names, types and defaults."""
+    described = [
+        (name, kind, dataclasses.field(default_factory=lambda default=default: default))
+        for name, kind, default in fields
+    ]
+    options = dataclasses.make_dataclass(title, described)
+    options.__doc__ = about
+    return options
+
+
+def _algorithm_options(preset: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:
+    """Name, type and default of every option of an algorithm's `make`, and how it is typed and explained."""
+    from pgjax.experiment import presets
+
+    help_of = _docstring_entries(presets.make_function(preset.algorithm), "Args")
+    found = []
     for name, option in presets.keyword_options(preset.algorithm).items():
         default = preset.options[name]
         kind: Any = float if presets.is_numeric(option) else option.annotation
@@ -306,20 +454,70 @@ def _train_options(settings: Any) -> type:
         elif default is None or type(None) in get_args(option.annotation):
             kind = kind | None
         default = float(default) if kind is float and default is not None else default
-        argument = tyro.conf.arg(name=name.rstrip("_").replace("_", "-"), help=help_of.get(name))
-        fields.append((name, Annotated[kind, argument], default))
-    fields.append(("network", presets.NetworkSpec, preset.network))
-    fields += [(name, type(spec), spec) for name, spec in preset.optimizers.items()]
-    if parameters := _env_parameters(preset):
-        env_params = dataclasses.make_dataclass("EnvParams", parameters)
-        fields.append(("env_params", env_params, env_params()))
-    described = [
-        (name, kind, dataclasses.field(default_factory=lambda default=default: default))
-        for name, kind, default in fields
+        found.append((name, kind, default, {"name": _typed(name), "help": help_of.get(name)}))
+    return found
+
+
+def _typed(name: str) -> str:
+    return name.rstrip("_").replace("_", "-")
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(get_args(kind)) + "}"
+    if parts := get_args(kind):
+        return "|".join(map(_metavar, parts))
+    return "{True,False}" if kind is bool else kind.__name__.upper().replace("NONETYPE", "None")
+
+
+def _sweep_options(preset: Any) -> type:
+    """A dataclass of everything that `pgjax sweep` takes: several values of whatever makes an algorithm."""
+    import tyro
+
+    def one(name: str, kind: Any, default: Any, text: str) -> tuple[str, Any, Any]:
+        return name, Annotated[kind, tyro.conf.arg(help=text)], default
+
+    def several(field: str, kind: Any, default: Any, **about: Any) -> tuple[str, Any, Any]:
+        about = {"metavar": f"{_metavar(kind)} ...", **about}
+        return field, Annotated[tuple[kind, ...], tyro.conf.arg(**about)], (default,)
+
+    fields = [
+        one("env", str, preset.environment, "Name of the environment."),
+        one("seeds", int, 1, "Runs of every setting; the same seeds for each."),
+        several("steps", int, preset.steps, help="Environment steps of every run."),
+        one("random", int | None, None, "Settings to draw at random in place of all combinations."),
+        one("out", Path | None, None, "Folder; by default one in runs/."),
+        one("seed", int, 0, "The first one, and that of the draw."),
+        one("memory", str | None, None, "What runs may fill at a time, such as 4GB; by default most of it."),
+        one("format", Literal["csv", "parquet"], "csv", "Of the metrics; Parquet needs pyarrow."),
+        one("devices", int | None, None, "How many; by default all, on CPUs one for each core."),
+        one("resume", Path | None, None, "Do what is left of the sweep in this folder."),
     ]
-    options = dataclasses.make_dataclass("Train", described)
-    options.__doc__ = f"Train {preset.algorithm} on {preset.environment}; the defaults are its preset's."
-    return options
+    fields += [several(name, kind, d, **about) for name, kind, d, about in _algorithm_options(preset)]
+    for section, spec in {"network": preset.network, **preset.optimizers}.items():
+        kinds, help_of = get_type_hints(type(spec)), _docstring_entries(type(spec), "Attributes")
+        inner = []
+        for name, default in spec._asdict().items():
+            kind, text = kinds[name], help_of.get(name)
+            if name == "hidden":
+                kind, default = str, ",".join(map(str, default))
+                text = f"{text} Commas between the layers: 64,64 128,128 are two networks."
+            inner.append(several(name, kind, default, help=text))
+        made = _options(section.title().replace("_", ""), inner)
+        fields.append((section, made, made()))
+    if parameters := _env_parameters(preset):
+        inner = [several(n, k.__origin__, d, help=k.__metadata__[0].help) for n, k, d in parameters]
+        made = _options("EnvParams", inner)
+        fields.append(("env_params", made, made()))
+    about = (
+        f"Sweep {preset.algorithm} on {preset.environment}: every option of the algorithm, its network, its "
+        "optimizers and its environment takes one value or several; the defaults are the preset's. All "
+        "combinations are trained. With --random N there are N settings instead: exactly two numbers are "
+        "then a range with both its ends, logarithmic if they are positive and a factor of 10 or more apart, "
+        "whole if both are; of other values one is drawn. Real numbers that differ share one compiled "
+        "program; every other difference needs a program of its own."
+    )
+    return _options("Sweep", fields, about)
 
 
 def _env_parameters(preset: Any) -> list[tuple[str, Any, Any]]:
@@ -371,9 +569,9 @@ def _one_line(box: str) -> str:
     return f"{text}. Did you mean {' or '.join(near[:3])}?" if near else f"{text}."
 
 
-def _argument_help(function: Callable[..., Any]) -> dict[str, str]:
-    """What the docstring says of each argument."""
-    section = re.search(r"\nArgs:\n(.*?)\n\n", inspect.getdoc(function) or "", re.DOTALL)
+def _docstring_entries(documented: Any, title: str) -> dict[str, str]:
+    """What a docstring says of each argument or attribute."""
+    section = re.search(rf"\n{title}:\n(.*?)(\n\n|$)", inspect.getdoc(documented) or "", re.DOTALL)
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section[1] if section else "", re.MULTILINE)
     return {name: " ".join(text.split()).replace("`", "") for name, text in entries}
 
@@ -388,10 +586,11 @@ def _peek(args: list[str], option: str, default: str) -> str:
     return default
 
 
-def _start_devices(args: list[str], run: Path | None) -> None:
+def _start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> None:
     """The other processes, and how many CPU devices there are: both must come before JAX's backend starts.
 
-    One device for each core, seeds being spread over them; a run that goes on has as many as before.
+    One device for each core, seeds being spread over them (`fill`: there is work for all of them, however few
+    seeds there are); a run that goes on has as many as before.
     """
     import jax
 
@@ -404,7 +603,7 @@ def _start_devices(args: list[str], run: Path | None) -> None:
     given = {name: int(text) for name, text in numbers.items() if text.isdigit()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     seeds, spread = given.get("seeds", 1), _peek(args, "--shard", "seed") == "data"
-    wanted = before.get("devices", cores if spread else min(cores, seeds))
+    wanted = before.get("devices", cores if spread or fill else min(cores, seeds))
     wanted = given.get("devices", wanted)
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if isinstance(wanted, int) and wanted >= 1 and not forced:

@@ -345,6 +345,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: if it is damaged.
     """
     config = read_json(folder / "config.json")
+    if "settings" in config:
+        raise ValueError(f"{folder} is the folder of a sweep: pgjax sweep --resume {folder} goes on with it.")
     try:
         config |= {"preset": presets.from_json(config["preset"])}
         config |= {name: int(config[name]) for name in ("seeds", "seed", "keep", "devices")}
