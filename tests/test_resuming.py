@@ -209,7 +209,7 @@ class TestRefused:
         held = store.MetricsFile(folder, until=1, rows=3)
         with pytest.raises(ValueError, match="is being written by another process"):
             runner.resume(folder)
-        held.close()
+        held.journal.close()
         runner.resume(folder)
 
     @pytest.mark.parametrize("name", ["checkpoint_every", "keep"])
@@ -247,7 +247,7 @@ def test_going_on_compiles_no_more_than_beginning(tmp_path, monkeypatch):
 
 class TestWhatCannotBeWritten:
     def test_rows_wait_for_room_and_then_follow(self, tmp_path, monkeypatch):
-        write, calls, said = store.MetricsFile.flush, [], []
+        write, calls, said = files.Journal.flush, [], []
 
         def flush(self):
             calls.append(1)
@@ -255,7 +255,7 @@ class TestWhatCannotBeWritten:
                 raise OSError(errno.ENOSPC, "No space left on device")
             write(self)
 
-        monkeypatch.setattr(store.MetricsFile, "flush", flush)
+        monkeypatch.setattr(files.Journal, "flush", flush)
         runner.run(tiny(checkpoint_every=4), out=tmp_path / "run", warn=said.append)
         assert len(said) == 1
         assert said[0].startswith("metrics.csv cannot be written ([Errno 28] No space left on device)")
@@ -265,7 +265,7 @@ class TestWhatCannotBeWritten:
         file = store.MetricsFile(tmp_path)
         row = {name: np.arange(2) for name in store.COLUMNS}
         file.append(row)
-        whole, real = file.path.read_bytes(), file._file
+        whole, real = file.path.read_bytes(), file.journal.file
 
         class Full:
             def write(self, data):
@@ -276,13 +276,13 @@ class TestWhatCannotBeWritten:
             def __getattr__(self, name):
                 return getattr(real, name)
 
-        file._file = Full()
+        file.journal.file = Full()
         with pytest.raises(OSError, match="No space left"):
             file.append(row)
         assert file.path.read_bytes() == whole
-        file._file = real
+        file.journal.file = real
         file.append(row)
-        file.close()
+        file.journal.close()
         assert len(store.read_metrics(tmp_path)["seed"]) == 6
 
     def test_a_checkpoint_that_fails_is_tried_again(self, tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ class TestWhatCannotBeWritten:
         result = runner.run_in(folder, tiny(), start, warn=said.append)
         assert result.folder.parent == tmp_path
         assert result.folder != folder
-        assert [text.partition(" ")[0] for text in said] == ["metrics.csv", "the", str(folder)]
+        assert [text.partition(" ")[0] for text in said] == ["metrics.csv", str(folder)]
         assert f"the run is kept in {result.folder}" in said[-1]
         assert_same_run(result.folder, tiny_run().folder)
 

@@ -357,7 +357,7 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch):
     def full(self):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tidy.MetricsTable, "flush", full)
+    monkeypatch.setattr(files.Journal, "flush", full)
     result = sweeps.run(tiny(), out=tmp_path / "sweep", warn=said.append)
     assert result.folder.parent != tmp_path
     assert "cannot be written" in said[0]
@@ -415,7 +415,7 @@ def test_columns_of_all_kinds_as_parquet(tmp_path):
     which = np.array([0, 1])
     values = {name: text[which] for name, text in texts.items()}
     table.append({"run": which, "seed": which, "alpha": np.array([np.nan, 1.0]), **values})
-    table.close()
+    table.journal.close()
     tidy.to_parquet(tmp_path / "metrics.csv", tmp_path / "x.parquet", tidy.setting_kinds(settings, others))
     rows = pyarrow.parquet.read_table(tmp_path / "x.parquet").to_pylist()
     assert [row["options.alpha"] for row in rows] == [None, 0.5]

@@ -210,7 +210,7 @@ def _compare(found: dict[str, Any], wanted: dict[str, Any]) -> None:
 def _template(x: Any) -> Any:
     """What orbax reads as: an array of NumPy, so that placing it is left to the caller."""
     if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(np.zeros(_stored_shape(x), np.uint32))
+        return jax.random.wrap_key_data(jax.numpy.zeros(_stored_shape(x), jax.numpy.uint32))
     return np.broadcast_to(np.zeros((), x.dtype), x.shape)
 
 

@@ -1,5 +1,6 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and files that grow."""
 
+import contextlib
 import json
 import math
 import os
@@ -87,3 +88,96 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it holds no object.")
     return data
+
+
+class Journal:
+    """A file that grows, held against other processes until it is closed.
+
+    What cannot be written now stays in memory, and is written with the next that can.
+    """
+
+    def __init__(self, path: Path):
+        """Open it, or make it.
+
+        Args:
+            path: the file; its folder is named if another process holds it.
+
+        Raises:
+            ValueError: if another process holds it.
+            OSError: if it cannot be opened.
+        """
+        self.path = path
+        self.file: Any = path.open("ab", buffering=0)
+        self._end = self.file.tell()
+        self._pending = b""
+        try:
+            _hold(self.file, path.parent)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def cut(self, end: int) -> None:
+        """Drop what stands behind a place.
+
+        Args:
+            end: bytes that stay.
+        """
+        self._end = end
+        with contextlib.suppress(OSError):  # a device cannot be shortened
+            self.file.truncate(end)
+
+    def append(self, data: bytes) -> None:
+        """Take something in, and write it as soon as `flush` can.
+
+        Args:
+            data: what follows.
+        """
+        self._pending += data
+
+    def flush(self) -> None:
+        """Hand what is kept to the system, so that it outlives this process.
+
+        Raises:
+            OSError: if it cannot be written; it is kept, and the file as it was.
+        """
+        try:
+            left = memoryview(self._pending)
+            while left:
+                left = left[self.file.write(left) :]
+        except OSError:
+            self.cut(self._end)
+            raise
+        self._end += len(self._pending)
+        self._pending = b""
+
+    def sync(self) -> None:
+        """Have it on the disk, so that it outlives the machine."""
+        with contextlib.suppress(OSError):  # not every file system can
+            os.fsync(self.file.fileno())
+
+    def copy_to(self, path: Path) -> None:
+        """Write everything to another file, what is kept included.
+
+        Args:
+            path: the file.
+        """
+        with self.path.open("rb") as file:
+            path.write_bytes(file.read(self._end) + self._pending)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.file.close()
+
+
+def _hold(file: Any, folder: Path) -> None:
+    """Against other processes, as long as this one lives and the file is open."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder} is being written by another process: wait for it, or end it.") from None
+    except OSError:  # a file system without locks
+        return

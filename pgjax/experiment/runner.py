@@ -318,8 +318,8 @@ class _Record:
         rows_are_there = False
         with self._surviving("metrics.csv"):  # a checkpoint is worth nothing without the rows before it
             if self.metrics is not None:
-                self.metrics.flush()
-                self.metrics.sync()
+                self.metrics.journal.flush()
+                self.metrics.journal.sync()
             rows_are_there = True
         with self._surviving(f"the checkpoint of iteration {iteration}", "checkpoint"):
             if rows_are_there:
@@ -333,7 +333,7 @@ class _Record:
         if self.metrics is None:
             return self.folder
         try:
-            self.metrics.flush()
+            self.metrics.journal.flush()
             if self.kept is not None:
                 checkpoints.save(self.folder, *self.kept, keep=self.settings.keep)
             store.write_json(self.folder / "summary.json", summary)
@@ -343,7 +343,7 @@ class _Record:
                 raise
             elsewhere = Path(tempfile.mkdtemp(prefix="pgjax-"))
             store.write_config(elsewhere, self.settings, self.layout.devices)
-            self.metrics.copy_to(elsewhere / "metrics.csv")
+            self.metrics.journal.copy_to(elsewhere / "metrics.csv")
             if self.kept is not None:
                 checkpoints.save(elsewhere, *self.kept, keep=self.settings.keep)
             store.write_json(elsewhere / "summary.json", summary)
@@ -353,7 +353,7 @@ class _Record:
     def close(self) -> None:
         """Let go of the folder."""
         if self.metrics is not None:
-            self.metrics.close()
+            self.metrics.journal.close()
 
     @contextmanager
     def _surviving(self, what: str, kind: str | None = None) -> Iterator[None]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from pgjax import __version__, training
 from pgjax.experiment import checkpoints, presets
-from pgjax.experiment.files import read_json, write_json
+from pgjax.experiment.files import Journal, read_json, write_json
 from pgjax.placement import Axis
 from pgjax.types import Algorithm
 
@@ -88,10 +88,7 @@ def create(out: str | os.PathLike[str] | None, preset: presets.Preset) -> Path:
 
 
 class MetricsFile:
-    """metrics.csv, open for writing and held against other processes until it is closed.
-
-    Rows that cannot be written now stay in memory, and are written with the next that can.
-    """
+    """metrics.csv of a run, open for appending and held against other processes."""
 
     def __init__(self, folder: Path, *, until: int = 0, rows: int = 0):
         """Open it, keeping only the rows of iterations before `until`.
@@ -106,15 +103,12 @@ class MetricsFile:
             OSError: if it cannot be opened.
         """
         self.path = folder / "metrics.csv"
-        self._file = self.path.open("ab", buffering=0)
+        self.journal = Journal(self.path)
         self._header: list[str] = []
-        self._pending = b""
         try:
-            hold(self._file, folder)
-            self._end = self._find(until, rows) if until else 0
-            self._truncate()
+            self.journal.cut(self._find(until, rows) if until else 0)
         except BaseException:
-            self._file.close()
+            self.journal.close()
             raise
 
     def append(self, columns: Mapping[str, Any]) -> None:
@@ -124,52 +118,16 @@ class MetricsFile:
             columns: of equal length. NaN in those about episodes is an empty cell: no episode ended.
 
         Raises:
-            OSError: if they cannot be written; they are kept.
+            OSError: if they cannot be written; they are kept, and written with the next.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if not self._header:
             self._header = [*COLUMNS, *sorted(set(columns) - set(COLUMNS))]
             writer.writerow(self._header)
-        writer.writerows(zip(*(_cells(name, columns[name]) for name in self._header), strict=True))
-        self._pending += text.getvalue().encode()
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what is kept.
-
-        Raises:
-            OSError: if it cannot be written; it is kept, and the file as it was.
-        """
-        if not self._pending:
-            return
-        try:
-            left = memoryview(self._pending)
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError:
-            self._truncate()
-            raise
-        self._end += len(self._pending)
-        self._pending = b""
-
-    def sync(self) -> None:
-        """Have the rows on the disk, so that they outlive the machine."""
-        with contextlib.suppress(OSError):  # not every file system can
-            os.fsync(self._file.fileno())
-
-    def copy_to(self, path: Path) -> None:
-        """Write everything to another file, what is kept included.
-
-        Args:
-            path: the file.
-        """
-        with self.path.open("rb") as file:
-            path.write_bytes(file.read(self._end) + self._pending)
-
-    def close(self) -> None:
-        """Let others write this run."""
-        self._file.close()
+        writer.writerows(zip(*(cells(name, columns[name]) for name in self._header), strict=True))
+        self.journal.append(text.getvalue().encode())
+        self.journal.flush()
 
     def _find(self, until: int, rows: int) -> int:
         """Where the rows of iteration `until` begin."""
@@ -195,37 +153,21 @@ class MetricsFile:
             )
         return end
 
-    def _truncate(self) -> None:
-        with contextlib.suppress(OSError):  # a device cannot be shortened
-            self._file.truncate(self._end)
 
-
-def hold(file: Any, folder: Path) -> None:
-    """Keep other processes from writing a run, until the file is closed.
+def cells(name: str, values: Any) -> list[str]:
+    """A column as text.
 
     Args:
-        file: an open one of the run's.
-        folder: the run's.
+        name: of the column.
+        values: of its rows.
 
-    Raises:
-        ValueError: if another process holds it.
+    Returns:
+        Cells. Where no episode ended there is no return, and the cell is empty; elsewhere a NaN is what was
+        measured.
     """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{folder} is being written by another process: wait for it, or end it.") from None
-    except OSError:  # a file system without locks
-        return
-
-
-def _cells(name: str, values: Any) -> list[str]:
     values = np.asarray(values)
-    if np.issubdtype(values.dtype, np.integer):
-        return [str(v) for v in values.tolist()]
+    if not np.issubdtype(values.dtype, np.floating):
+        return [str(value) for value in values.tolist()]
     missing = "" if name in COLUMNS else "nan"
     return [missing if v != v else f"{v:.7g}" for v in values.tolist()]
 

@@ -330,8 +330,8 @@ class _Record:
         mine = [record for record in self.ended if record.setting in settings]
         self.best = ranking.best_score(mine, self.sweep.seeds, self.best)
         with self._surviving("runs.csv"):
-            self.table.flush()
-            self.table.sync()
+            self.table.journal.flush()
+            self.table.journal.sync()
             tidy.write_runs(self.folder, self.texts, self.ended)
 
     def is_complete(self) -> bool:
@@ -379,13 +379,13 @@ class _Record:
     def finish(self, summary: Mapping[str, Any]) -> Path:
         """Write what there is to the end; elsewhere, if the folder does not take it. Returns the folder."""
         try:
-            self.table.flush()
+            self.table.journal.flush()
             self._write(self.folder, summary)
             return self.folder
         except OSError as error:
             elsewhere = Path(tempfile.mkdtemp(prefix="pgjax-"))
             write_config(elsewhere, self.sweep)
-            self.table.copy_to(elsewhere / "metrics.csv")
+            self.table.journal.copy_to(elsewhere / "metrics.csv")
             self._write(elsewhere, summary)
             self.warn(f"{self.folder} cannot be written ({error}): the sweep is kept in {elsewhere}.")
             return elsewhere
@@ -409,7 +409,7 @@ class _Record:
 
     def close(self) -> None:
         """Let go of the folder."""
-        self.table.close()
+        self.table.journal.close()
 
     @contextmanager
     def _surviving(self, what: str) -> Iterator[None]:

@@ -1,12 +1,9 @@
 """Tables of a sweep as files: metrics.csv, a row a run and iteration, and runs.csv, a row a run."""
 
-import contextlib
 import csv
 import importlib
 import importlib.util
 import io
-import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,10 +42,7 @@ class RunRecord(NamedTuple):
 
 
 class MetricsTable:
-    """metrics.csv of a sweep, open for appending.
-
-    Rows that cannot be written now stay in memory, and are written with the next that can.
-    """
+    """metrics.csv of a sweep, open for appending and held against other processes."""
 
     def __init__(self, folder: Path, header: Sequence[str], *, runs: Collection[int] = ()):
         """Open it, keeping only the rows of some runs.
@@ -64,17 +58,15 @@ class MetricsTable:
         """
         self.path = folder / "metrics.csv"
         self.header = list(header)
-        self._pending = b""
-        self._file = self.path.open("ab", buffering=0)
+        self.journal = files.Journal(self.path)
         try:
-            store.hold(self._file, folder)
-            self._end = self._find(runs) if runs else 0
-            self._file.truncate(self._end)
+            end = self._find(runs) if runs else 0
+            self.journal.cut(end)
         except BaseException:
-            self._file.close()
+            self.journal.close()
             raise
-        if not self._end:
-            self._pending = _lines([self.header])
+        if not end:
+            self.journal.append(_lines([self.header]))
 
     def append(self, columns: Mapping[str, Any]) -> None:
         """Write rows and have them with the system, so that they outlive this process.
@@ -83,47 +75,14 @@ class MetricsTable:
             columns: of equal length, by name; those that are missing stay empty.
 
         Raises:
-            OSError: if they cannot be written; they are kept.
+            OSError: if they cannot be written; they are kept, and written with the next.
         """
         length = len(columns["run"])
-        cells = [_cells(name, columns[name]) if name in columns else [""] * length for name in self.header]
-        self._pending += _lines(zip(*cells, strict=True))
-        self.flush()
-
-    def flush(self) -> None:
-        """Write what is kept.
-
-        Raises:
-            OSError: if it cannot be written; it is kept, and the file as it was.
-        """
-        try:
-            left = memoryview(self._pending)
-            while left:
-                left = left[self._file.write(left) :]
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._end)
-            raise
-        self._end += len(self._pending)
-        self._pending = b""
-
-    def sync(self) -> None:
-        """Have the rows on the disk, so that they outlive the machine."""
-        with contextlib.suppress(OSError):  # not every file system can
-            os.fsync(self._file.fileno())
-
-    def copy_to(self, path: Path) -> None:
-        """Write everything to another file, what is kept included.
-
-        Args:
-            path: the file.
-        """
-        with self.path.open("rb") as file:
-            path.write_bytes(file.read(self._end) + self._pending)
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
+        texts = [
+            store.cells(name, columns[name]) if name in columns else [""] * length for name in self.header
+        ]
+        self.journal.append(_lines(zip(*texts, strict=True)))
+        self.journal.flush()
 
     def _find(self, runs: Collection[int]) -> int:
         """Where the rows of other runs begin."""
@@ -272,15 +231,6 @@ def _lines(rows: Any) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode()
-
-
-def _cells(name: str, values: Any) -> list[str]:
-    values = np.asarray(values)
-    if not np.issubdtype(values.dtype, np.floating):
-        return [str(value) for value in values.tolist()]
-    # where no episode ended there is no return; elsewhere a NaN is what was measured
-    missing = "" if name in store.COLUMNS else "nan"
-    return [missing if math.isnan(v) else f"{v:.7g}" for v in values.tolist()]
 
 
 def _cell(value: Any) -> str:
