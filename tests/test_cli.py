@@ -1,3 +1,5 @@
+import importlib.util
+import signal
 import subprocess
 import sys
 
@@ -115,3 +117,63 @@ def test_python_m_pgjax_is_the_command():
     done = subprocess.run([sys.executable, "-m", "pgjax", "tarin"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Did you mean train?" in done.stderr
+
+
+def test_a_run_is_cut_off_and_goes_on(tmp_path, capsys, monkeypatch):
+    folder = str(tmp_path / "run")
+    monkeypatch.setattr(runner, "_CHUNK_SECONDS", 0.0)  # one iteration at a time
+    snapshot, seen = runner.Snapshot, []
+
+    def note(*args):
+        seen.append(args)
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return snapshot(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "Snapshot", note)
+        assert cli.main([*TINY, "--out", folder, "--checkpoint-every", "2"]) == 130
+    assert f"go on with: pgjax train --resume {folder}" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", folder]) == 0
+    assert f"from iteration {len(seen)}; compiling" in capsys.readouterr().out
+    assert cli.main(["train", "--resume", folder]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    whole = tiny_run().folder
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--clip-eps", "0.3"], "Unrecognized"),
+        (["--gamma", "0.5"], "cannot go on with other settings: gamma is 0.5 now"),
+        (["--env", "Acrobot-v1"], "is a run on CartPole-v1"),
+        (["--seeds", "4"], "seeds is 4 now, the run has 3"),
+        (["--steps", "9999"], "schedule of optimizer ends with them"),
+        (["--devices", "7"], "devices must be between 1 and"),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_settings(capsys, args, message):
+    assert cli.main(["train", "--resume", str(tiny_run().folder), *args]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_resume_wants_a_run(tmp_path, capsys):
+    assert cli.main(["train", "--resume"]) == 2
+    assert "Name the folder to go on with" in capsys.readouterr().err
+    assert cli.main(["train", "ppo", "--resume", str(tiny_run().folder)]) == 2
+    assert "is a run of a2c, not of ppo" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert "config.json is missing" in capsys.readouterr().err
+
+
+def test_a_sink_that_is_not_installed_is_said_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main([*TINY, "--out", str(tmp_path / "run"), "--tensorboard"]) == 2
+    assert 'pip install "pgjax[tensorboard]"' in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_writes_into_the_runs_folder(tmp_path):
+    assert cli.main([*TINY, "--out", str(tmp_path / "run"), "--tensorboard"]) == 0
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
