@@ -5,7 +5,8 @@ acting and learning alike, and are updated last; so the first observation of a r
 others, and a policy never changes under its own log-probabilities.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,11 @@ import jax.numpy as jnp
 from pgjax._jit import compiled
 from pgjax.estimators.returns import return_so_far
 from pgjax.types import Array, ArrayTree, Numeric
+
+if TYPE_CHECKING:
+    Switch: TypeAlias = bool | Array
+else:
+    Switch: TypeAlias = bool  # what reads annotations, such as the command line, knows it as a flag
 
 
 class RunningMoments(NamedTuple):
@@ -194,3 +200,31 @@ def scale_reward(scaling: RewardScaling, reward: Array, *, clip: Numeric = 10.0)
         Array([  0.5, -10. ], dtype=float32)
     """
     return jnp.clip(reward / jnp.sqrt(scaling.moments.variance + 1e-8), -clip, clip)
+
+
+def blend(weight: Switch, transform: Callable[[ArrayTree], Any], x: ArrayTree) -> Any:
+    """Apply a transformation, leave it out, or do something in between.
+
+        (1 − w) x + w f(x)
+
+    Args:
+        weight: w. A bool is decided before compiling, and what is off costs nothing; an array between 0 and
+            1 may be traced, so that one program serves both and can be mapped over.
+        transform: f, which keeps structure and shapes.
+        x: leaves of any shape.
+
+    Returns:
+        The pytree; of bool leaves (action masks) those of f(x).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> blend(jnp.array(0.25), jnp.square, jnp.array([0.0, 1.0, 3.0]))
+        Array([0. , 1. , 4.5], dtype=float32)
+    """
+    if isinstance(weight, bool):
+        return transform(x) if weight else x
+
+    def mix(before: Array, after: Array) -> Array:
+        return after if before.dtype == bool else (1.0 - weight) * before + weight * after
+
+    return jax.tree.map(mix, x, transform(x))

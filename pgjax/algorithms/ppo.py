@@ -1,7 +1,8 @@
 """Proximal policy optimization: several epochs over one rollout, kept near the policy that acted.
 
 Every detail of Huang et al. 2022 is an option of `make`, of the network (orthogonal initialisation, shared
-or separate torso, state-independent deviation) or of the optimizer (Adam's ε, annealing, clipping).
+or separate torso, state-independent deviation) or of the optimizer (Adam's ε, annealing, clipping). Each
+has a value that switches it off, and that value may be traced: all combinations of them are one program.
 """
 
 import math
@@ -19,6 +20,8 @@ from pgjax.minibatch import shuffled_minibatches, take_minibatch, to_shards
 from pgjax.normalization import (
     RewardScaling,
     RunningMoments,
+    Switch,
+    blend,
     init_moments,
     init_reward_scaling,
     normalize,
@@ -100,10 +103,10 @@ def make(
     value_clip_eps: Numeric = 0.2,
     value_coef: Numeric = 0.5,
     entropy_coef: Numeric = 0.01,
-    normalize_advantage: bool = True,
-    normalize_obs: bool = False,
+    normalize_advantage: Switch = True,
+    normalize_obs: Switch = False,
     obs_clip: Numeric = 10.0,
-    normalize_reward: bool = False,
+    normalize_reward: Switch = False,
     reward_clip: Numeric = 10.0,
     max_kl: Numeric | None = None,
     kl_coef: Numeric | None = None,
@@ -111,6 +114,8 @@ def make(
     num_shards: int | None = None,
 ) -> Algorithm[State]:
     """PPO; one iteration is `num_envs * num_steps` steps and `num_epochs * num_minibatches` updates.
+
+    The three options `normalize_...` are a bool, or an array between 0 and 1 that blends and may be traced.
 
     Args:
         env: the environment.
@@ -162,9 +167,10 @@ def make(
         raise ValueError("kl_target adapts kl_coef: give kl_coef its initial value, such as 1.0.")
 
     def see(learned: Learned, obs: ArrayTree) -> ArrayTree:
-        if learned.obs_moments is None:
+        moments = learned.obs_moments
+        if moments is None:
             return obs
-        return normalize(learned.obs_moments, obs, clip=obs_clip)
+        return blend(normalize_obs, lambda obs: normalize(moments, obs, clip=obs_clip), obs)
 
     def collect(
         key: PRNGKey, learned: Learned, env_carry: EnvCarry
@@ -193,11 +199,11 @@ def make(
         learned = Learned(
             params,
             optimizer.init(params),
-            init_moments(one_obs) if normalize_obs else None,
-            init_reward_scaling(num_envs) if normalize_reward else None,
+            None if normalize_obs is False else init_moments(one_obs),
+            None if normalize_reward is False else init_reward_scaling(num_envs),
             None if kl_coef is None else jnp.asarray(kl_coef, float),
         )
-        if not (normalize_obs or normalize_reward):
+        if learned.obs_moments is None and learned.reward_scaling is None:
             return State(learned, env_carry, jnp.zeros((), jnp.int32))
         env_carry, traj, _ = collect(warmup_key, learned, env_carry)
         return State(count(learned, traj), env_carry, jnp.full((), num_envs * num_steps, jnp.int32))
@@ -206,9 +212,9 @@ def make(
         obs = see(learned, traj.obs)
         policy, value = network.apply(learned.params, obs)
         _, next_value = network.apply(learned.params, see(learned, traj.next_obs))
-        reward = traj.reward
-        if learned.reward_scaling is not None:
-            reward = scale_reward(learned.reward_scaling, reward, clip=reward_clip)
+        reward, scaling = traj.reward, learned.reward_scaling
+        if scaling is not None:
+            reward = blend(normalize_reward, lambda r: scale_reward(scaling, r, clip=reward_clip), reward)
         advantage = gae(
             reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
         )
@@ -220,9 +226,10 @@ def make(
     def loss(params: Any, batch: Batch, kl_coef: Array | None) -> tuple[Array, Metrics]:
         policy, value = network.apply(params, batch.obs)
         log_prob = policy.log_prob(batch.action)
-        advantage = standardize(batch.advantage) if normalize_advantage else batch.advantage
         terms = {
-            "policy_loss": clipped_surrogate_loss(log_prob, batch.log_prob, advantage, clip_eps=clip_eps),
+            "policy_loss": clipped_surrogate_loss(
+                log_prob, batch.log_prob, batch.advantage, clip_eps=clip_eps
+            ),
             "value_loss": clipped_value_loss(value, batch.value, batch.target, clip_eps=value_clip_eps),
             "entropy": policy.entropy(),
             "approx_kl": approximate_kl(log_prob, batch.log_prob),
@@ -242,7 +249,10 @@ def make(
         """All epochs; `order [num_epochs, num_minibatches, num_shards, size]` says who learns when."""
 
         def epoch(loop: tuple[Any, Any, Array], indices: Array) -> tuple[Any, Metrics]:
-            return jax.lax.scan(gradient_step, loop, take_minibatch(batch, indices))
+            minibatches = take_minibatch(batch, indices)
+            # of all minibatches at once: outside the loop, and on several devices in one sum
+            advantage = blend(normalize_advantage, jax.vmap(standardize), minibatches.advantage)
+            return jax.lax.scan(gradient_step, loop, minibatches._replace(advantage=advantage))
 
         def gradient_step(loop: tuple[Any, Any, Array], minibatch: Batch) -> tuple[Any, Metrics]:
             params, opt_state, stopped = loop
