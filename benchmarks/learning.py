@@ -6,13 +6,17 @@
 There are two scores: of the last 100 episodes of training, exploration included, and of 100 episodes that the
 final policies play without it. What is to be reached is meant for the first where the algorithm explores by
 its own policy and learns from it at once, and for the second in A3C and all that learn action values.
+
+Tasks of a suite that is not installed (brax: `pip install "pgjax[brax]"`) are left out, and said to be.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
 import tempfile
+from importlib.metadata import version
 
 import jax
 
@@ -35,6 +39,7 @@ TASKS = {  # (algorithm, environment): the interquartile mean of training and th
     ("acktr", "CartPole-v1"): (475.0, None),
     ("acktr", "Acrobot-v1"): (-95.0, None),
     ("acktr", "Pendulum-v1"): (None, None),
+    ("ppo", "brax:inverted_pendulum"): (950.0, None),
 }
 EVALUATED = {  # (algorithm, environment): the interquartile mean of evaluation to reach
     ("a3c", "CartPole-v1"): 450.0,
@@ -52,6 +57,7 @@ EVALUATED = {  # (algorithm, environment): the interquartile mean of evaluation 
     ("sarsa", "Cliff-tabular"): None,
     ("q_learning", "FrozenLake-misc"): None,
     ("sarsa", "FrozenLake-misc"): None,
+    ("sac", "brax:inverted_pendulum"): 950.0,
 }
 
 
@@ -72,6 +78,10 @@ def main() -> None:
         name = ":".join(task)
         if arguments.only and name not in arguments.only:
             continue
+        suite, colon, _ = task[1].partition(":")
+        if colon and importlib.util.find_spec(suite) is None:
+            print(f"{name}: left out, {suite} is not installed")
+            continue
         with tempfile.TemporaryDirectory() as folder:
             out = (arguments.keep or pathlib.Path(folder)) / "-".join(task)
             summary = experiment.run(*task, seeds=arguments.seeds, out=out).summary
@@ -85,7 +95,7 @@ def main() -> None:
             "evaluation_iqm": float(statistics.iqm(evaluation)),
             "evaluation_interval": [float(x) for x in statistics.interval(evaluation)],
             "wanted_of_evaluation": EVALUATED.get(task),
-            "versions": summary["versions"],
+            "versions": summary["versions"] | ({suite: version(suite)} if colon else {}),
             "device": summary["device"],
         }
         arguments.results.parent.mkdir(exist_ok=True)

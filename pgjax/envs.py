@@ -1,13 +1,19 @@
-"""Environments by name. The one module of the core that knows gymnax, and imports it where it is used."""
+"""Environments by name. The one module of the core that knows gymnax, and imports it where it is used.
+
+Of other suites: brax and craftax by adapters that are JAX all through (`pgjax.suites`), and gymnasium, which
+is not, by a slow path (`pgjax.host`).
+"""
 
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from pgjax import tabular
+from pgjax import host, suites, tabular
 from pgjax._advice import advice
+from pgjax.suites import EpisodeLimit
 from pgjax.types import Array, PRNGKey
 
 _REFUSED = {
@@ -22,6 +28,11 @@ def _cliff() -> "TimeLimit":
 
 # Problems of `pgjax.tabular` that have a name here; their parameters are fixed.
 _TABULAR = {"Cliff-tabular": _cliff}
+
+# What makes the environments of another suite, whose names have the suite's and a colon in front.
+_SUITES = {"brax": suites.make_brax, "craftax": suites.make_craftax, "gymnasium": host.make_gymnasium}
+
+_LIMITS = ("max_steps_in_episode", "max_timesteps")  # fields of gymnax's parameters and of craftax's
 
 
 class ClipAction:
@@ -88,6 +99,11 @@ class TimeLimit:
     def __init__(self, env: Any, max_steps: int):
         if max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+        if getattr(env, "host_side", False):
+            raise ValueError(
+                "An environment that lives on the host cannot be reset at any step: make it with "
+                "max_steps_in_episode instead."
+            )
         self.env = env
         self.max_steps = max_steps
 
@@ -119,7 +135,7 @@ class TimeLimit:
 
 
 def names() -> list[str]:
-    """The environments that `make` knows.
+    """The environments that `make` knows by a name of their own.
 
     Returns:
         Names, in gymnax's order, and then those of `pgjax.tabular`.
@@ -133,7 +149,9 @@ def make(name: str, **params: Any) -> tuple[Any, Any]:
     """An environment and its parameters.
 
     Args:
-        name: a gymnax name, such as "CartPole-v1", or that of a tabular problem, "Cliff-tabular".
+        name: a gymnax name, such as "CartPole-v1", that of a tabular problem, "Cliff-tabular", or one of
+            another suite behind its name and a colon: "brax:reacher", "craftax:Craftax-Symbolic-v1",
+            "gymnasium:CartPole-v1" (the slow path of `pgjax.host`).
         **params: any field of the environment's parameters (`max_steps_in_episode=1000`) or any argument
             of its constructor (`size=4`), by name.
 
@@ -141,8 +159,8 @@ def make(name: str, **params: Any) -> tuple[Any, Any]:
         The environment, its actions clipped to the box where they are continuous, and its parameters.
 
     Raises:
-        ValueError: if the name or a parameter is unknown (near matches are listed), or if the environment
-            cannot be made without a download.
+        ValueError: if the name or a parameter is unknown (near matches are listed), if the environment
+            cannot be made without a download, or if its suite is not installed.
 
     Example:
         >>> env, env_params = make("CartPole-v1", max_steps_in_episode=100)
@@ -157,19 +175,101 @@ def make(name: str, **params: Any) -> tuple[Any, Any]:
         if params:
             raise ValueError(f"{name} has no parameters: make one with pgjax.tabular to change it.")
         return _TABULAR[name](), None
+    suite, colon, rest = name.partition(":")
+    if colon:
+        if suite not in _SUITES:
+            raise ValueError(f"Unknown suite {suite!r} of {name!r}. {advice(suite, list(_SUITES))}")
+        return _clipped(*_SUITES[suite](rest, params))
     if name not in registration.registered_envs:
         raise ValueError(f"Unknown environment {name!r}. {advice(name, names())}")
     env, env_params = registration.make(name)
-    arguments = set(inspect.signature(type(env)).parameters)
-    if arguments & set(params):
-        env, env_params = registration.make(name, **{k: v for k, v in params.items() if k in arguments})
-    fields = getattr(env_params, "__dataclass_fields__", {})
+    arguments = inspect.signature(type(env)).parameters
+    own = {k: v for k, v in params.items() if k in arguments}
+    if own:
+        env, env_params = registration.make(name, **own)
     changes = {k: v for k, v in params.items() if k not in arguments}
-    for key in changes:
-        if key not in fields:
-            raise ValueError(f"{name} has no parameter {key!r}. {advice(key, [*fields, *arguments])}")
-    if changes:
-        env_params = env_params.replace(**changes)
+    return _clipped(env, suites.change_params(name, env_params, changes, arguments))
+
+
+def from_brax(env: Any, *, max_steps_in_episode: int = 1000) -> tuple[Any, EpisodeLimit]:
+    """An environment of brax's kind: one's own, or one of a suite with the same `reset` and `step`.
+
+    Args:
+        env: the environment, without its automatic reset.
+        max_steps_in_episode: where an episode is cut, truncated.
+
+    Returns:
+        The environment and its parameters, as from `make`.
+
+    Raises:
+        ValueError: if the environment resets itself or is a batch of environments.
+    """
+    return _clipped(suites.BraxEnv(env), EpisodeLimit(max_steps_in_episode))
+
+
+def from_five_values(
+    env: Any,
+    env_params: Any,
+    *,
+    limit: str | None = "max_steps_in_episode",
+    is_terminated: Callable[[Any, Any], Array] | None = None,
+) -> tuple[Any, Any]:
+    """An environment whose step gives `(obs, state, reward, done, info)`, as gymnax's did before version 1.
+
+    It is stepped without its automatic reset, so that what the last action of an episode led to is known,
+    and its ends are told apart: those that do not come when its time limit is lifted truncate.
+
+    Args:
+        env: the environment, with gymnax's `step_env` and `reset_env`.
+        env_params: its parameters, a dataclass or a NamedTuple.
+        limit: the field of the parameters that holds the time limit; None: no episode is cut.
+        is_terminated: `(state, params) -> bool`, whether the task ended in the step to this state, whatever
+            the limit. None: `step_env` is called once more, with the limit lifted.
+
+    Returns:
+        The environment and its parameters, as from `make`.
+
+    Raises:
+        ValueError: if the environment cannot be stepped without a reset, or if its parameters have no such
+            field.
+    """
+    if limit is not None and is_terminated is None:
+        suites.without_limit(env_params, limit)  # knows why not
+    return _clipped(suites.FiveValueEnv(env, limit, is_terminated), env_params)
+
+
+def from_gymnasium(
+    make_vector: Callable[[int], Any], *, max_steps_in_episode: int | None = None
+) -> tuple[Any, EpisodeLimit | None]:
+    """Gymnasium's environments, stepped by the host; `pgjax.host` says what that means.
+
+    Args:
+        make_vector: `N -> gymnasium.vector.VectorEnv` that resets in the same step.
+        max_steps_in_episode: where these environments cut an episode, if they do; it is for the algorithms to
+            know and changes nothing.
+
+    Returns:
+        The environment and its parameters, as from `make`.
+
+    Raises:
+        ValueError: if the environments do not reset in the same step, or if their spaces are neither arrays
+            nor finite sets.
+
+    Example:
+        >>> from gymnasium.vector import AutoresetMode, SyncVectorEnv
+        >>> from gymnasium.envs.classic_control import CartPoleEnv
+        >>> env, _ = from_gymnasium(
+        ...     lambda n: SyncVectorEnv([CartPoleEnv] * n, autoreset_mode=AutoresetMode.SAME_STEP)
+        ... )
+        >>> env.host_side
+        True
+    """
+    limit = None if max_steps_in_episode is None else EpisodeLimit(max_steps_in_episode)
+    return _clipped(host.GymnasiumEnv(make_vector), limit)
+
+
+def _clipped(env: Any, env_params: Any) -> tuple[Any, Any]:
+    """With its actions clipped to the box where they are continuous."""
     space = env.action_space(env_params)
     if is_discrete(space):
         return env, env_params
@@ -200,4 +300,4 @@ def max_steps(env_params: Any, default: int = 1000) -> int:
     Returns:
         Steps.
     """
-    return int(getattr(env_params, "max_steps_in_episode", default))
+    return int(next((getattr(env_params, name) for name in _LIMITS if hasattr(env_params, name)), default))

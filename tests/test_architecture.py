@@ -19,7 +19,8 @@ FLOORS = [  # from the ground up; a room imports from lower floors only, and fro
     {"natural"},
     {"networks", "rollouts", "minibatch", "normalization", "replay", "exploration", "tabular"},
     {"diagnostics", "improvement", "experience", "online", "windows"},
-    {"deterministic"},
+    {"deterministic", "suites"},
+    {"host"},
     {"training", "algorithms", "envs", "placement"},
     {"experiment"},
     {"", "__init__", "__main__"},
@@ -125,7 +126,17 @@ def test_no_module_shares_its_name_with_a_public_function():
 
 
 def test_importing_pgjax_imports_nothing_heavy():
-    heavy = {"gymnax", "matplotlib", "scipy.stats", "orbax", "rich", "tyro", "pandas", "tensorboardX", "wandb"}
+    heavy = {
+        "gymnax",
+        "matplotlib",
+        "scipy.stats",
+        "orbax",
+        "rich",
+        "tyro",
+        "pandas",
+        "tensorboardX",
+        "wandb",
+    }
     code = f"import sys, pgjax; print(sorted({heavy} & set(sys.modules)))"
     plain = "import sys, jax, flax.linen, optax; print(sorted(sys.modules))"
     known = subprocess.run([sys.executable, "-c", plain], capture_output=True, text=True, check=True).stdout

@@ -10,7 +10,7 @@ import pytest
 from experiment_fixtures import compile_once, tiny, tiny_preset, tiny_run
 
 from pgjax import experiment, training
-from pgjax.experiment import files, presets, runner, store
+from pgjax.experiment import files, presets, programs, runner, store
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +170,21 @@ def test_seeds_are_at_least_one(tmp_path, seeds):
     with pytest.raises(ValueError, match="seeds must be at least 1"):
         run_with(tmp_path, seeds=seeds)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kept", [{"seeds": 2}, {"shard": "data"}])
+def test_environments_on_the_host_are_one_batch(kept):
+    settings = store.Settings(presets.preset("ppo", "gymnasium:CartPole-v1"), **kept)
+    with pytest.raises(ValueError, match="live on the host, which can neither map them"):
+        runner.check(settings)
+
+
+def test_a_run_on_the_host_is_evaluated_but_cannot_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "compile_programs", programs.compile_programs)
+    sizes = {"num_envs": 4, "num_steps": 8, "steps": 64, "network": {"hidden": (4,)}}
+    preset = presets.preset("a2c", "gymnasium:CartPole-v1", **sizes)
+    folder = runner.run(store.Settings(preset), out=tmp_path / "run").folder
+    assert len(store.read_metrics(folder)["seed"]) == 2
+    assert experiment.evaluate(folder, episodes=2)[0] >= 1
+    with pytest.raises(ValueError, match="cannot go on: the environments of gymnasium:CartPole-v1 live on"):
+        runner.resume(folder)

@@ -199,6 +199,8 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("q_learning", "FrozenLake-misc"): _LAKE,
     ("sarsa", "Cliff-tabular"): _CLIFF,
     ("sarsa", "FrozenLake-misc"): _LAKE,
+    ("ppo", "brax:inverted_pendulum"): CONTINUOUS["ppo"] | dict(steps=200_000),
+    ("sac", "brax:inverted_pendulum"): _REPLAY_SMALL | dict(steps=75_000, capacity=75_000),
 }
 
 # The kind of network that is meant by each parameter of `make`.
@@ -300,7 +302,7 @@ def preset(algorithm: str, environment: str | None = None, **changes: Any) -> Pr
     """
     make_parameters = inspect.signature(make_function(algorithm)).parameters
     environment = environment or next(e for a, e in TUNED if a == algorithm)
-    if environment not in envs.names():
+    if (algorithm, environment) not in TUNED and environment not in envs.names():
         envs.make(environment)  # knows why not
     base = Preset(
         algorithm=algorithm,
@@ -444,12 +446,14 @@ def hyper(preset: Preset) -> Hyper:
     }
 
 
-def build(preset: Preset, hyper: Hyper | None = None) -> Algorithm[Any]:
+def build(preset: Preset, hyper: Hyper | None = None, made: tuple[Any, Any] | None = None) -> Algorithm[Any]:
     """From data to an algorithm; may be called inside jit.
 
     Args:
         preset: the settings.
         hyper: values in place of the preset's own, traced or not, such as `hyper(preset)` gives.
+        made: what `environment(preset)` gave, where programs that are built apart share an environment whose
+            state lives on the host; None: it is made here.
 
     Returns:
         The algorithm.
@@ -465,7 +469,7 @@ def build(preset: Preset, hyper: Hyper | None = None) -> Algorithm[Any]:
     check_ranges(("network.hidden", size) for size in preset.network.hidden)
     for name, spec in {"network": preset.network, **specs}.items():
         check_ranges((f"{name}.{k}", v) for k, v in spec._asdict().items() if k != "hidden")
-    env, env_params = environment(preset)
+    env, env_params = made or environment(preset)
     options = _with_max_steps(preset._replace(options=options), env_params)
     make = make_function(preset.algorithm)
     wanted = inspect.signature(make).parameters
@@ -501,6 +505,18 @@ def environment(preset: Preset) -> tuple[Any, Any]:
         ValueError: if its name or a parameter is unknown.
     """
     return envs.make(preset.environment, **preset.env_params)
+
+
+def is_on_host(made: tuple[Any, Any]) -> bool:
+    """Whether environments keep their state on the host, so that they can be neither mapped nor saved.
+
+    Args:
+        made: from `environment`.
+
+    Returns:
+        True for those of gymnasium.
+    """
+    return bool(getattr(made[0], "host_side", False))
 
 
 def _with_max_steps(preset: Preset, env_params: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
     begin, seconds = time.perf_counter(), 0.0
     preset, seeds = settings.preset, settings.seeds
     rows, num_devices = layout(settings)
-    hyper = presets.hyper(preset)
+    hyper, made = presets.hyper(preset), presets.environment(preset)
     if start is None:
         keys = store.seed_keys(settings.seed, rows)
         keys = keys if seeds > 1 else keys[0]
@@ -126,10 +126,12 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
     init_keys, run_keys = training.split_run_key(keys)
 
     def init(hyper: Any, keys: Any) -> training.Progress:
-        return training.init_progress(keys, presets.build(preset, hyper))
+        return training.init_progress(keys, presets.build(preset, hyper, made))
 
     def advance(hyper: Any, keys: Any, progress: training.Progress, start: Any, length: Any) -> Any:
-        return training.advance(keys, presets.build(preset, hyper), progress, start, length, buffer_size)
+        return training.advance(
+            keys, presets.build(preset, hyper, made), progress, start, length, buffer_size
+        )
 
     env_steps, num_updates = presets.iteration_size(preset)
     whole = math.ceil(preset.steps / env_steps) if num_updates is not None else MAX_CHUNK

@@ -69,6 +69,11 @@ def read(
     kept = Settings(**{name: config[name] for name in Settings._fields})._replace(devices=None)
     settings = kept._replace(**changes)
     _refuse(folder, _differences(_plain(kept), _plain(settings)), "the run has")
+    if presets.is_on_host(presets.environment(settings.preset)):
+        raise ValueError(
+            f"{folder} cannot go on: the environments of {settings.preset.environment} live on the host, and "
+            "what they were in the middle of is not in any checkpoint."
+        )
     try:
         iteration, about, complaints = checkpoints.newest(folder)
     except FileNotFoundError:

@@ -397,7 +397,13 @@ def check(settings: Settings) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     programs.layout(settings)
-    algorithm = presets.build(settings.preset)
+    made = presets.environment(settings.preset)
+    if presets.is_on_host(made) and (seeds > 1 or settings.shard == "data"):
+        raise ValueError(
+            f"The environments of {settings.preset.environment} live on the host, which can neither map them "
+            "over seeds nor spread them over devices: train one seed at a time."
+        )
+    algorithm = presets.build(settings.preset, made=made)
     jax.eval_shape(lambda key: algorithm.step(key, algorithm.init(key)), jax.random.key(0))
 
 
@@ -456,7 +462,11 @@ def evaluate(run: str | Path, *, episodes: int = 100, seed: int = 0) -> dict[int
         act = lambda key, obs: algorithm.act(key, state, obs)  # noqa: E731
         return rollouts.evaluate(key, act, env, env_params, episodes, limit).mean_return
 
-    means = jax.jit(jax.vmap(play))(store.seed_keys(config["seed"], config["seeds"]), state)
+    keys = store.seed_keys(config["seed"], config["seeds"])
+    if presets.is_on_host((env, env_params)):  # cannot be mapped over, and has one seed
+        means = jax.jit(play)(keys[0], jax.tree.map(lambda x: x[0], state))[None]
+    else:
+        means = jax.jit(jax.vmap(play))(keys, state)
     return {config["seed"] + i: float(mean) for i, mean in enumerate(means)}
 
 

@@ -188,6 +188,11 @@ def check(sweep: Sweep) -> Plan:
         tidy.require_parquet()
     if sweep.memory is not None and not sweep.memory > 0:
         raise ValueError(f"memory must be above 0 bytes, got {sweep.memory}.")
+    if presets.is_on_host(presets.environment(sweep.preset)):
+        raise ValueError(
+            f"The environments of {sweep.preset.environment} live on the host, which cannot map them over "
+            "settings: train one at a time."
+        )
     groups = grid.groups(sweep.preset, sweep.settings)
     first = store.Settings(groups[0].preset, sweep.seeds, sweep.seed, devices=sweep.devices)
     grid.with_name(lambda: runner.check(first), sweep.settings[groups[0].numbers[0]])
