@@ -1,9 +1,9 @@
 """What each implementation detail of PPO brings: all combinations of ten, in one compiled program.
 
-    python benchmarks/ppo_details.py                     # CartPole-v1: 1024 combinations of three seeds
-    python benchmarks/ppo_details.py --env Acrobot-v1    # the same there; the results stand side by side
-    python benchmarks/ppo_details.py --draw              # table and figure again, from the results
-    python benchmarks/ppo_details.py --quick             # two details in a few iterations: does it run?
+    python benchmarks/ppo_details.py                            # CartPole-v1: 1024 combinations, three seeds
+    python benchmarks/ppo_details.py --env Acrobot-v1 --seeds 2 # the results stand side by side
+    python benchmarks/ppo_details.py --draw                     # table and figure again, from the results
+    python benchmarks/ppo_details.py --quick                    # two details, few iterations: does it run?
 
 Each detail is a number that may be traced, with a value that switches it off, so the combinations are rows of
 one array and training is mapped over them. A batch of rows goes through the program at a time: small ones
