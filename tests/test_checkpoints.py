@@ -82,6 +82,15 @@ def test_whatever_is_damaged_is_named_and_the_one_before_is_taken(saved, harm):
     assert checkpoints.newest(saved)[0] == 6
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_further_on_takes_no_place_of_a_whole_one(saved, keep):
+    """The run went back to iteration 4; what it writes next must not be dropped in favour of the damage."""
+    (saved / "checkpoints" / "6" / "about.json").write_text("{}")
+    checkpoints.save(saved, 5, tree(5), {}, keep=keep)
+    assert checkpoints.iterations(saved) == [4, 5][-keep:]
+    assert checkpoints.newest(saved)[::2] == (5, [])
+
+
 def test_if_none_is_whole_every_damage_is_named(saved):
     for iteration in (4, 6):
         (saved / "checkpoints" / str(iteration) / "state" / "_METADATA").unlink()

@@ -151,6 +151,7 @@ def test_a_run_is_cut_off_and_goes_on(tmp_path, capsys, monkeypatch):
         (["--seeds", "4"], "seeds is 4 now, the run has 3"),
         (["--steps", "9999"], "schedule of optimizer ends with them"),
         (["--devices", "7"], "devices must be between 1 and"),
+        (["--out", "elsewhere"], "stays in its folder: leave --out away"),
     ],
 )
 def test_a_run_that_goes_on_keeps_its_settings(capsys, args, message):

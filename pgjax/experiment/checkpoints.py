@@ -26,7 +26,7 @@ class DamagedError(ValueError):
 
 
 def save(folder: Path, iteration: int, tree: Any, about: Mapping[str, Any], *, keep: int) -> None:
-    """Write a checkpoint, then drop the oldest ones beyond `keep`.
+    """Write a checkpoint, then drop the oldest ones beyond `keep`, and any that claim to be further on.
 
     Several processes call this together, each with its part of the arrays.
 
@@ -60,7 +60,9 @@ def save(folder: Path, iteration: int, tree: Any, about: Mapping[str, Any], *, k
                 files.sync(path)
             told = {**about, "iteration": iteration, "sha256": digests}
             files.write_json(partial / _ABOUT, told | {"seal": _seal(told)})
-            shutil.rmtree(parent / str(iteration), ignore_errors=True)  # a damaged one that was passed over
+            # what stands there or further on is damaged, and was passed over when the run went on from before
+            for damaged in [i for i in iterations(folder) if i >= iteration]:
+                shutil.rmtree(parent / str(damaged))
             partial.rename(parent / str(iteration))
             files.sync(parent)
             for old in iterations(folder)[:-keep]:

@@ -131,6 +131,10 @@ def _train(args: list[str]) -> int:
     chosen = _parse(_train_options(settings), args, f"pgjax train {settings.preset.algorithm}")
     if chosen.env != settings.preset.environment:
         _fail(f"{run} is a run on {settings.preset.environment}." if run else "Give --env once.")
+    if run and chosen.out is not None:
+        _fail("A run that goes on stays in its folder: leave --out away.")
+    if chosen.allow_inexact and not run:
+        _fail("--allow-inexact goes with --resume RUN.")
     wanted = _chosen_settings(settings, chosen)
     if processes.is_first():
         return _train_here(wanted, chosen)
@@ -606,7 +610,9 @@ def _start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> 
     given = {name: int(text) for name, text in numbers.items() if text.isdigit()}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     seeds, spread = given.get("seeds", 1), _peek(args, "--shard", "seed") == "data"
-    wanted = before.get("devices", cores if spread or fill else min(cores, seeds))
+    wanted = cores if spread or fill else min(cores, seeds)
+    if run:  # of each process, where there were several
+        wanted = before.get("devices", wanted) // before.get("processes", 1)
     wanted = given.get("devices", wanted)
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if isinstance(wanted, int) and wanted >= 1 and not forced:
