@@ -194,11 +194,26 @@ class TestRefused:
         with pytest.raises(ValueError, match="schedule of optimizer ends with them"):
             experiment.run(resume=folder, steps=2 * STEPS)
 
-    def test_anything_beside_steps(self, tmp_path):
-        with pytest.raises(ValueError, match="keeps its settings and its folder"):
-            experiment.run(resume=tmp_path, gamma=0.5)
+    @pytest.mark.parametrize(
+        ("asked", "message"),
+        [
+            ({"gamma": 0.5}, r"gamma is 0\.5 now, the run has 0\.99"),
+            ({"seeds": 4}, "seeds is 4 now, the run has 3"),
+            ({"seed": 1, "shard": "data"}, "seed is 1 now, the run has 5, shard is data now"),
+            ({"algorithm": "ppo"}, "algorithm is ppo now, the run has a2c"),
+            ({"algorithm": "a2c", "gamma": 0.99}, "num_envs is 8 now, the run has 4"),
+            ({"out": "elsewhere"}, "stays in its folder: leave out= away"),
+        ],
+    )
+    def test_what_python_asks_for_and_the_run_is_not(self, asked, message):
+        with pytest.raises(ValueError, match=message):
+            experiment.run(resume=tiny_run().folder, **asked)
+
+    def test_what_is_said_of_no_run(self):
         with pytest.raises(ValueError, match="Name the algorithm"):
             experiment.run()
+        with pytest.raises(ValueError, match="allow_inexact goes with resume"):
+            experiment.run("a2c", allow_inexact=True)
 
     def test_a_folder_that_is_no_run(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):

@@ -50,13 +50,13 @@ def run(
     *,
     resume: str | Path | None = None,
     allow_inexact: bool = False,
-    seeds: int = 1,
-    seed: int = 0,
+    seeds: int | None = None,
+    seed: int | None = None,
     out: str | Path | None = None,
     stop_return: float | None = None,
     checkpoint_every: int | None = None,
-    keep: int = 2,
-    shard: Axis = "seed",
+    keep: int | None = None,
+    shard: Axis | None = None,
     devices: int | None = None,
     sinks: Sequence[Sink] = (),
     **changes: Any,
@@ -67,16 +67,18 @@ def run(
         algorithm: such as "ppo".
         environment: as in `make`.
         resume: the folder of a run to go on with from its latest checkpoint, bit for bit as if it had never
-            stopped. Its settings stay; of `changes` it takes `steps`, where no schedule ends with them.
+            stopped. What is given beside must be what the run was started with, but for how it is kept, and
+            for `steps`, where no schedule ends with them.
         allow_inexact: with `resume`, go on although versions or devices differ.
-        seeds: how many runs side by side.
-        seed: of the first; run i uses the key of `seed + i`.
+        seeds: how many runs side by side; None for 1.
+        seed: of the first; run i uses the key of `seed + i`; None for 0.
         out: the folder; None for `runs/<algorithm>-<environment>-<time>`.
         stop_return: end as soon as the mean of the seeds' returns reaches this.
         checkpoint_every: iterations between two checkpoints; None: ten minutes. There is always one at the
             end.
-        keep: how many checkpoints stay.
-        shard: what is spread over the devices, seeds or the environments of each: "seed" or "data".
+        keep: how many checkpoints stay; None for 2.
+        shard: what is spread over the devices, seeds or the environments of each: "seed", the default, or
+            "data".
         devices: how many; None for all. On CPUs there is one, unless `jax_num_cpu_devices` says otherwise.
         sinks: functions `(step, metrics) -> None`, called about once a second with plain numbers, such as
             `experiment.sinks.tensorboard(folder)`. One that is slow or fails is reported and never stops a
@@ -90,31 +92,31 @@ def run(
         ValueError: if the settings do not fit together, if the folder exists, or if the run to go on with
             is another or cannot go on exactly; says what differs.
     """
-    kept = {"stop_return": stop_return, "checkpoint_every": checkpoint_every}
+    given = {
+        "seeds": seeds,
+        "seed": seed,
+        "stop_return": stop_return,
+        "checkpoint_every": checkpoint_every,
+        "keep": keep,
+        "shard": shard,
+        "devices": devices,
+    }
+    kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if resume is not None:
-        steps = changes.pop("steps", None)
-        if algorithm is not None or environment is not None or changes or out is not None:
-            raise ValueError(
-                "A run that goes on keeps its settings and its folder: beside resume=RUN give only steps and "
-                "how it is kept."
-            )
-        asked: dict[str, Any] = {name: value for name, value in kept.items() if value is not None}
-        if steps is not None:
-            asked["preset"] = store.read_config(Path(resume))["preset"]._replace(steps=steps)
-        if devices is not None:
-            asked["devices"] = devices
-        return runner.resume(resume, changes=asked, allow_inexact=allow_inexact, sinks=sinks)
+        if out is not None:
+            raise ValueError("A run that goes on stays in its folder: leave out= away.")
+        before = store.read_config(Path(resume))["preset"]
+        if algorithm is None and environment is None:
+            kept["preset"] = presets.change(before, **changes)
+        else:
+            changes = {"steps": before.steps} | changes
+            kept["preset"] = presets.preset(algorithm or before.algorithm, environment, **changes)
+        return runner.resume(resume, changes=kept, allow_inexact=allow_inexact, sinks=sinks)
+    if allow_inexact:
+        raise ValueError("allow_inexact goes with resume=RUN.")
     if algorithm is None:
         raise ValueError("Name the algorithm, or the run to go on with: run(resume=RUN).")
-    settings = store.Settings(
-        presets.preset(algorithm, environment, **changes),
-        seeds=seeds,
-        seed=seed,
-        keep=keep,
-        shard=shard,
-        devices=devices,
-        **kept,
-    )
+    settings = store.Settings(presets.preset(algorithm, environment, **changes), **kept)
     return runner.run(settings, out=out, sinks=sinks)
 
 

@@ -612,7 +612,8 @@ def _start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> 
     seeds, spread = given.get("seeds", 1), _peek(args, "--shard", "seed") == "data"
     wanted = cores if spread or fill else min(cores, seeds)
     if run:  # of each process, where there were several
-        wanted = before.get("devices", wanted) // before.get("processes", 1)
+        with contextlib.suppress(TypeError, KeyError):  # damaged: it is said where all of it is read
+            wanted = before["devices"] // before["processes"]
     wanted = given.get("devices", wanted)
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if isinstance(wanted, int) and wanted >= 1 and not forced:
