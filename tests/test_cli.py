@@ -33,7 +33,8 @@ def test_a_diverged_run_has_an_exit_status(tmp_path, capsys):
     args = [*TINY, "--optimizer.name", "sgd", "--optimizer.learning-rate", "1e38"]
     args += ["--optimizer.max-grad-norm", "None", "--out", str(tmp_path / "run")]
     assert cli.main(args) == 1
-    error = capsys.readouterr().err
+    shown, error = capsys.readouterr()
+    assert shown.count("(diverged in iteration ") == 3  # which, and when
     assert "diverged" in error
     assert "seed 5 in iteration" in error
     assert "Traceback" not in error

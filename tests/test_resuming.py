@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -370,9 +371,21 @@ def test_sigterm_ends_as_ctrl_c_does(tmp_path):
     assert_same_run(tmp_path / "run", tiny_run().folder)
 
 
-def test_the_host_says_how_long_it_took():
-    summary = files.read_json(tiny_run().folder / "summary.json")
-    assert 0 < summary["host_seconds"] < summary["seconds"] + 10
+def test_the_host_says_how_long_it_took_and_counts_no_computing(tmp_path, monkeypatch):
+    def slow(settings, start=None):
+        compiled = compile_once(settings, start)
+
+        def chunk(*args):
+            time.sleep(1.0)
+            return compiled.chunk(*args)
+
+        return compiled._replace(chunk=chunk)
+
+    monkeypatch.setattr(runner, "compile_programs", slow)
+    monkeypatch.setattr(runner, "_CHUNK_SECONDS", 100.0)  # 1, 8 and 2 iterations
+    begin = time.perf_counter()
+    summary = runner.run(tiny(), out=tmp_path / "run", report=lambda snapshot: time.sleep(0.2)).summary
+    assert 3 * 0.2 <= summary["host_seconds"] <= time.perf_counter() - begin - 3 * 1.0
 
 
 def test_by_default_nothing_is_said_but_python_warns(tmp_path):

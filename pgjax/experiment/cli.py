@@ -182,11 +182,12 @@ def _train_here(settings: Any, chosen: Any) -> int:
     """Train with settings that are read, and say how it goes."""
     from rich.console import Console
 
-    from pgjax.experiment import display, presets, resuming, runner
+    from pgjax.experiment import display, presets, processes, resuming, runner
 
     console = Console()
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
-    warn = lambda text: print(f"pgjax: {text}", file=sys.stderr)  # noqa: E731
+    # of several processes the first reports; an error is said by each
+    warn = lambda text: print(f"pgjax: {text}", file=sys.stderr) if processes.is_first() else None  # noqa: E731
     _checked(lambda: runner.check(settings))
     listeners = _checked(lambda: _listeners(settings, chosen))
     if chosen.resume is None:

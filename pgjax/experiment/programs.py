@@ -109,7 +109,8 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
 
     Args:
         settings: of the run.
-        start: `keys` and `progress` from a checkpoint, in the layout of these settings; None begins anew.
+        start: `keys` and `progress` from a checkpoint, in the layout of these settings, of which the progress
+            is taken out; None begins anew.
 
     Returns:
         The compiled programs and the start.
@@ -141,7 +142,7 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
         seconds = time.perf_counter() - begin
         progress = compiled_init(hyper, init_keys)
     else:
-        progress = start["progress"]
+        progress = start.pop("progress")  # or the host would keep a second copy all through the run
     out_shardings = None
     if num_devices > 1 or jax.process_count() > 1:
         mesh = placement.make_mesh(settings.shard, jax.devices()[:num_devices])

@@ -89,6 +89,7 @@ def read(
     _check_surroundings(folder, about, store.surroundings() | {"devices": devices}, allow_inexact, warn)
     algorithm, seeds = presets.build(settings.preset), settings.seeds
     like = store.abstract_run(algorithm, rows=about["rows"], seeds=seeds, iteration=iteration)
+    checkpoints.check_room(folder, checkpoints.size(like))  # for the next one, before an old one goes
     tree = checkpoints.restore(folder, iteration, like)
     history = tree.pop("history") or beginning(seeds).history
     diverged_at = np.atleast_1d(tree["progress"].diverged_at)[:seeds]
