@@ -18,11 +18,12 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
     Inside a loop every operation costs its dispatch, however small its batch. In a rollout the keys alone
     decide the noise of the actions and the starts of new episodes, about half of all that happens; here
     they are computed for all steps at once. The split is read off the traced program, so it holds for any
-    policy and any environment.
+    policy and any environment. What no step changes, such as parameters that are cut out of one vector, is
+    computed once.
 
     What is computed ahead waits in memory for its step. Where that would take more than 16 KiB a step, and
-    more than the scan's own outputs do, or where the body has side effects, this is a plain scan. What a
-    `scan_ahead` inside the body computes before its loop may leave the outer loop as well.
+    more than the scan's own outputs do, it stays in the loop; where the body has side effects, this is a
+    plain scan. What a `scan_ahead` inside the body computes before its loop may leave the outer loop as well.
 
     Args:
         body: `(carry, x) -> (carry, y)`.
@@ -48,11 +49,13 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
     if program.effects:
         return lax.scan(body, carry, xs)
 
-    # every equation needs nothing, or the row alone, or the carry
+    # every equation needs the carry, or the row, or what is the same in every step, or nothing
     jaxpr, num_carry = program.jaxpr, len(leaves)
     row_vars, carry_vars = set(jaxpr.invars[num_carry:]), set(jaxpr.invars[:num_carry])
-    early, late = [], []
+    constants = dict(zip(jaxpr.constvars, program.consts, strict=True))
+    outside, early, late, every = dict(constants), [], [], []
     for eqn in jaxpr.eqns:
+        every.append(eqn)
         inputs = set(_variables(eqn.invars))
         if inputs & carry_vars:
             carry_vars.update(eqn.outvars)
@@ -60,7 +63,11 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
         elif inputs & row_vars:
             row_vars.update(eqn.outvars)
             early.append(eqn)
-        else:  # constants are cheap: both sides make their own
+        elif inputs & constants.keys():  # such as parameters cut out of one vector: once, before the loop
+            _run([every.pop()], outside)
+            constants |= {v: outside[v] for v in eqn.outvars}
+        else:  # literals are cheap: all sides make their own
+            _run([eqn], outside)
             early.append(eqn)
             late.append(eqn)
     needed = [*jaxpr.outvars, *(v for eqn in late for v in eqn.invars)]
@@ -68,9 +75,7 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
     given = set(jaxpr.invars)
     computed = [v for v in kept if v not in given]
     if _num_bytes(computed) > max(_FREE_BYTES, _num_bytes(jaxpr.outvars[num_carry:])):
-        return lax.scan(body, carry, xs)
-
-    constants = dict(zip(jaxpr.constvars, program.consts, strict=True))
+        early, late, kept = [], every, jaxpr.invars[num_carry:]
 
     def compute_early(row: list[Any]) -> list[Any]:
         known = constants | dict(zip(jaxpr.invars[num_carry:], row, strict=True))

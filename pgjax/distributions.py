@@ -67,7 +67,7 @@ class Categorical(NamedTuple):
 
     def sample(self, key: PRNGKey) -> Array:
         """One action per batch entry, int32 `[...]`."""
-        return jax.random.categorical(key, self.log_probs)
+        return jax.random.categorical(key, self.log_probs).astype(jnp.int32)  # int64 where x64 is on
 
     def sample_and_log_prob(self, key: PRNGKey) -> tuple[Array, Array]:
         """An action and its log-probability, both `[...]`."""
@@ -86,7 +86,7 @@ class Categorical(NamedTuple):
 
     def mode(self) -> Array:
         """The most probable action, the first of several."""
-        return jnp.argmax(self.log_probs, -1)
+        return jnp.argmax(self.log_probs, -1).astype(jnp.int32)
 
     def kl(self, other: "Categorical") -> Array:
         """KL(self ‖ other) in nats; very large, not infinite, where `other` excludes an action."""

@@ -182,11 +182,14 @@ def make(name: str, **params: Any) -> tuple[Any, Any]:
         return _clipped(*_SUITES[suite](rest, params))
     if name not in registration.registered_envs:
         raise ValueError(f"Unknown environment {name!r}. {advice(name, names())}")
-    env, env_params = registration.make(name)
+    # some, such as FourRooms-misc, compute with arrays when they are made, and look at them: not under jit
+    with jax.ensure_compile_time_eval():
+        env, env_params = registration.make(name)
     arguments = inspect.signature(type(env)).parameters
     own = {k: v for k, v in params.items() if k in arguments}
     if own:
-        env, env_params = registration.make(name, **own)
+        with jax.ensure_compile_time_eval():
+            env, env_params = registration.make(name, **own)
     changes = {k: v for k, v in params.items() if k not in arguments}
     return _clipped(env, suites.change_params(name, env_params, changes, arguments))
 

@@ -112,7 +112,7 @@ def linear_epsilon(step: Array, *, start: Numeric, end: Numeric, num_steps: Nume
         >>> linear_epsilon(jnp.array([0, 50, 500]), start=1.0, end=0.5, num_steps=100)
         Array([1.  , 0.75, 0.5 ], dtype=float32)
     """
-    return start + jnp.clip(step / num_steps, 0.0, 1.0) * (end - start)
+    return start + jnp.clip(jnp.asarray(step, float) / num_steps, 0.0, 1.0) * (end - start)
 
 
 @compiled("shape")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax.descent import default_num_chunks, mean_gradient
 from pgjax.types import Array, ArrayTree, Params, PRNGKey
 
 
@@ -110,6 +111,7 @@ def minibatch_descent(
     *,
     num_minibatches: int,
     num_epochs: int,
+    num_chunks: int | None = None,
 ) -> tuple[Any, Any, Array]:
     """Several passes of gradient descent over a batch: how a critic is fitted.
 
@@ -122,6 +124,8 @@ def minibatch_descent(
         batch: leaves `[num_shards, shard_size, ...]`, from `to_shards`.
         num_minibatches: gradient steps in each pass; divides `shard_size`.
         num_epochs: passes.
+        num_chunks: a minibatch is differentiated in as many pieces, one after the other; None: 1, on CPUs as
+            many as keep a piece within about 512 samples. Of the loss it asks that it is a mean.
 
     Returns:
         The parameters, the optimizer's state, and the mean loss of all steps.
@@ -141,15 +145,45 @@ def minibatch_descent(
     """
     shards, size = jax.tree.leaves(batch)[0].shape[:2]
     order = shuffled_minibatches(key, shards, size, num_minibatches, num_epochs)
+    order = in_chunks(order, num_chunks)
+
+    def with_value(params: Params, minibatch: Any) -> tuple[Array, Array]:
+        value = loss(params, minibatch)
+        return value, value
 
     def gradient_step(loop: tuple[Any, Any], indices: Array) -> tuple[tuple[Any, Any], Array]:
         params, opt_state = loop
-        value, gradient = jax.value_and_grad(loss)(params, take_minibatch(batch, indices))
+        gradient, value = mean_gradient(with_value, params, take_minibatch(batch, indices))
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
     (params, opt_state), losses = jax.lax.scan(gradient_step, (params, opt_state), order)
     return params, opt_state, losses.mean()
+
+
+def in_chunks(indices: Array, num_chunks: int | None = None) -> Array:
+    """The indices of minibatches, each in chunks to be differentiated one after the other.
+
+    Args:
+        indices: `[..., num_shards, size]`, from `shuffled_minibatches`.
+        num_chunks: of each minibatch; None: `descent.default_num_chunks`.
+
+    Returns:
+        `[..., num_chunks, num_shards, size / num_chunks]`: every chunk takes from all shards, so that all
+        devices have a part in it.
+
+    Raises:
+        ValueError: if the samples of a shard do not split into the chunks.
+    """
+    *many, num_shards, size = indices.shape
+    if num_chunks is None:
+        num_chunks = default_num_chunks(num_shards, size)
+    if num_chunks < 1 or size % num_chunks:
+        raise ValueError(
+            f"num_chunks={num_chunks} must divide the {size} samples that a minibatch takes from each of the "
+            f"{num_shards} shards."
+        )
+    return jnp.swapaxes(indices.reshape(*many, num_shards, num_chunks, -1), -3, -2)
 
 
 def _permutations(key: PRNGKey, num: int, size: int) -> Array:

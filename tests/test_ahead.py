@@ -1,5 +1,7 @@
 """The scan that computes ahead: the same values as `lax.scan`, with less in its loop."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,21 @@ def test_it_is_a_scan(num_steps):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), (carry, ys), (expected_carry, expected)
     )
+
+
+def test_what_no_step_changes_leaves_the_loop_whether_or_not_the_rest_may_wait():
+    def body(carry, x, size):
+        weight = jnp.sin(scale) * jnp.arange(1.0, 3.0)  # of what is closed over, and of a literal
+        return carry * weight, jnp.ones(size) @ (x * jnp.ones(size)) + carry.sum()
+
+    scale, xs = jnp.array(0.5), jnp.arange(4.0)
+    for size in (2, 100_000):  # the larger does not wait outside
+        run = functools.partial(scan_ahead, functools.partial(body, size=size))
+        found, expected = run(jnp.ones(2), xs), lax.scan(functools.partial(body, size=size), jnp.ones(2), xs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+        assert "sin" not in loop_body(run, jnp.ones(2), xs)
+    plain = functools.partial(lax.scan, functools.partial(body, size=2))
+    assert "sin" in loop_body(plain, jnp.ones(2), xs)
 
 
 def test_random_bits_leave_the_loop():

@@ -135,7 +135,7 @@ def make(
 
     def act(key: PRNGKey, learned: Learned, obs: ArrayTree) -> Array:
         del key
-        return jnp.argmax(allowed(q_network.apply(learned.params, obs), obs), -1)
+        return jnp.argmax(allowed(q_network.apply(learned.params, obs), obs), -1).astype(jnp.int32)
 
     return experience.make(
         env,

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax.descent import mean_gradient
 from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import clipped_surrogate_loss
 from pgjax.losses.value import clipped_value_loss
 from pgjax.metrics import approximate_kl, clip_fraction, explained_variance
-from pgjax.minibatch import shuffled_minibatches, take_minibatch, to_shards
+from pgjax.minibatch import in_chunks, shuffled_minibatches, take_minibatch, to_shards
 from pgjax.normalization import (
     RewardScaling,
     RunningMoments,
@@ -112,6 +113,7 @@ def make(
     kl_coef: Numeric | None = None,
     kl_target: Numeric | None = None,
     num_shards: int | None = None,
+    num_chunks: int | None = None,
 ) -> Algorithm[State]:
     """PPO; one iteration is `num_envs * num_steps` steps and `num_epochs * num_minibatches` updates.
 
@@ -143,6 +145,9 @@ def make(
             where it ends below this / 1.5.
         num_shards: samples are shuffled within shards of whole environments; by default
             `gcd(num_envs, 8)`.
+        num_chunks: a minibatch is differentiated in as many pieces, one after the other, in the memory of
+            one; by default whole, on CPUs in pieces of about 512 samples, which fit their cache. With the
+            environments spread over devices every piece is summed over them: 1 is best there.
 
     Returns:
         The algorithm.
@@ -162,6 +167,11 @@ def make(
         raise ValueError(
             f"num_minibatches={num_minibatches} must divide the {shard_size} samples of a shard "
             f"(num_envs={num_envs} × num_steps={num_steps} over num_shards={shards})."
+        )
+    if num_chunks is not None and (num_chunks < 1 or shard_size // num_minibatches % num_chunks):
+        raise ValueError(
+            f"num_chunks={num_chunks} must divide the {shard_size // num_minibatches} samples that a "
+            f"minibatch takes from each of the {shards} shards."
         )
     if kl_target is not None and kl_coef is None:
         raise ValueError("kl_target adapts kl_coef: give kl_coef its initial value, such as 1.0.")
@@ -223,62 +233,64 @@ def make(
         batch = Batch(obs, traj.action, traj.log_prob, value, advantage, target, kept)
         return batch, explained_variance(value, target)
 
-    def loss(params: Any, batch: Batch, kl_coef: Array | None) -> tuple[Array, Metrics]:
+    names = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"]
+    names += [] if kl_coef is None else ["kl"]
+    names += ["grad_norm"] if max_kl is None else ["grad_norm", "updates_skipped"]
+
+    def loss(params: Any, batch: Batch, kl_coef: Array | None) -> tuple[Array, Array]:
+        """What is minimised, and its terms, in the order of the names."""
         policy, value = network.apply(params, batch.obs)
         log_prob = policy.log_prob(batch.action)
-        terms = {
-            "policy_loss": clipped_surrogate_loss(
-                log_prob, batch.log_prob, batch.advantage, clip_eps=clip_eps
-            ),
-            "value_loss": clipped_value_loss(value, batch.value, batch.target, clip_eps=value_clip_eps),
-            "entropy": policy.entropy(),
-            "approx_kl": approximate_kl(log_prob, batch.log_prob),
-            "clip_fraction": clip_fraction(log_prob, batch.log_prob, clip_eps=clip_eps),
-        }
+        terms = [
+            clipped_surrogate_loss(log_prob, batch.log_prob, batch.advantage, clip_eps=clip_eps),
+            clipped_value_loss(value, batch.value, batch.target, clip_eps=value_clip_eps),
+            policy.entropy(),
+            approximate_kl(log_prob, batch.log_prob),
+            clip_fraction(log_prob, batch.log_prob, clip_eps=clip_eps),
+        ]
         if kl_coef is not None:
-            terms["kl"] = batch.policy.kl(policy)
-        metrics = dict(zip(terms, jnp.stack(list(terms.values())).mean(-1), strict=True))
-        total = (
-            metrics["policy_loss"] + value_coef * metrics["value_loss"] - entropy_coef * metrics["entropy"]
-        )
-        if kl_coef is not None:
-            total += kl_coef * metrics["kl"]
-        return total, metrics
+            terms.append(batch.policy.kl(policy))
+        means = jnp.stack(terms).mean(-1)
+        total = means[0] + value_coef * means[1] - entropy_coef * means[2]
+        return total if kl_coef is None else total + kl_coef * means[5], means
 
     def update(learned: Learned, batch: Batch, order: Array) -> tuple[Learned, Metrics]:
-        """All epochs; `order [num_epochs, num_minibatches, num_shards, size]` says who learns when."""
+        """All epochs; `order [num_epochs, num_minibatches, num_chunks, ...]` says who learns when."""
 
-        def epoch(loop: tuple[Any, Any, Array], indices: Array) -> tuple[Any, Metrics]:
+        def epoch(loop: tuple[Any, Any, Array], indices: Array) -> tuple[Any, Array]:
             minibatches = take_minibatch(batch, indices)
             # of all minibatches at once: outside the loop, and on several devices in one sum
             advantage = blend(normalize_advantage, jax.vmap(standardize), minibatches.advantage)
             return jax.lax.scan(gradient_step, loop, minibatches._replace(advantage=advantage))
 
-        def gradient_step(loop: tuple[Any, Any, Array], minibatch: Batch) -> tuple[Any, Metrics]:
+        def gradient_step(loop: tuple[Any, Any, Array], minibatch: Batch) -> tuple[Any, Array]:
             params, opt_state, stopped = loop
-            gradient, metrics = jax.grad(loss, has_aux=True)(params, minibatch, learned.kl_coef)
+            gradient, metrics = mean_gradient(
+                lambda params, batch: loss(params, batch, learned.kl_coef), params, minibatch
+            )
             updates, new_opt_state = optimizer.update(gradient, opt_state, params)
             new = optax.apply_updates(params, updates), new_opt_state
-            metrics["grad_norm"] = optax.tree.norm(gradient)
+            more = [optax.tree.norm(gradient)]
             if max_kl is not None:
-                stopped = stopped | (metrics["approx_kl"] > max_kl)
+                stopped = stopped | (metrics[names.index("approx_kl")] > max_kl)
                 new = jax.tree.map(lambda n, o: jnp.where(stopped, o, n), new, (params, opt_state))
-                metrics["updates_skipped"] = stopped.astype(float)
-            return (*new, stopped), metrics
+                more.append(stopped.astype(metrics.dtype))
+            return (*new, stopped), jnp.concatenate([metrics, jnp.stack(more)])
 
         loop = learned.params, learned.opt_state, jnp.zeros((), bool)
-        (params, opt_state, _), metrics = jax.lax.scan(epoch, loop, order)
+        (params, opt_state, _), rows = jax.lax.scan(epoch, loop, order)
+        metrics = dict(zip(names, rows.mean((0, 1)), strict=True))
         learned = learned._replace(params=params, opt_state=opt_state)
         if learned.kl_coef is not None and kl_target is not None:
-            kl = metrics["kl"][-1].mean()
+            kl = rows[-1, :, names.index("kl")].mean()
             factor = jnp.where(kl > 1.5 * kl_target, 2.0, jnp.where(kl < kl_target / 1.5, 0.5, 1.0))
             learned = learned._replace(kl_coef=learned.kl_coef * factor)
-        return learned, jax.tree.map(lambda m: m.mean(), metrics)
+        return learned, metrics
 
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
         act_key, shuffle_key = jax.random.split(key)
         order = shuffled_minibatches(shuffle_key, shards, shard_size, num_minibatches, num_epochs)
-        order = order.reshape(num_epochs, num_minibatches, *order.shape[1:])
+        order = in_chunks(order.reshape(num_epochs, num_minibatches, *order.shape[1:]), num_chunks)
         env_carry, traj, stats = collect(act_key, state.learned, state.env_carry)
         batch, variance_explained = evaluate_rollout(state.learned, traj)
         learned, metrics = update(state.learned, to_shards(batch, shards), order)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from pgjax._jit import compiled
-from pgjax.estimators.recurrence import reverse_recurrence, time_major
+from pgjax.estimators.recurrence import fused_recurrence, time_major
 from pgjax.types import Array, Numeric
 
 
@@ -76,10 +76,14 @@ def gae(
         >>> gae(jnp.ones(3), jnp.zeros(3), jnp.zeros(3), no, no, gamma=1.0, lambda_=0.5)
         Array([1.75, 1.5 , 1.  ], dtype=float32)
     """
-    delta = td_error(reward, value, next_value, terminated, gamma=gamma)
-    delta, terminated, truncated = time_major(delta, terminated, truncated)
-    decay = jnp.where(terminated | truncated, 0.0, gamma * lambda_)
-    return reverse_recurrence(delta, decay, 0.0)
+
+    def coefficients(
+        reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array
+    ) -> tuple[Array, Array]:
+        delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+        return delta, jnp.where(terminated | truncated, 0.0, gamma * lambda_)
+
+    return fused_recurrence(coefficients, (reward, value, next_value, terminated, truncated), 0.0)
 
 
 @compiled()

@@ -1,9 +1,11 @@
 """The one reverse linear recurrence of the library."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import chex
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -13,6 +15,9 @@ from pgjax.types import Array, Numeric
 # Up to this length rounding errors of a plain scan stay below 1e-5 of the largest value, and on CPU it is
 # the fastest form at every batch size that was measured (benchmarks/recurrence.py).
 _LONGEST_SCAN = 1024
+
+
+Coefficients: TypeAlias = Callable[..., tuple[Array, Array]]
 
 
 def time_major(*arrays: Any) -> tuple[Array, ...]:
@@ -66,12 +71,39 @@ def reverse_recurrence(x: Array, decay: Array, init: Numeric) -> Array:
     return _blocked_scan(x, decay, init)
 
 
-def _scan(x: Array, decay: Array, init: Array) -> Array:
-    def backward(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
-        now = step[0] + step[1] * later
+def fused_recurrence(coefficients: Coefficients, rows: tuple[Array, ...], init: Numeric) -> Array:
+    """`reverse_recurrence(*coefficients(*rows), init)`, in one pass over memory.
+
+    Short sequences compute x and decay inside the loop, step by step, instead of writing them out before it.
+
+    Args:
+        coefficients: `(*rows) -> (x, decay)`, elementwise.
+        rows: arrays `[T, ...]`.
+        init: the value after the last step.
+
+    Returns:
+        y, `[T, ...]`.
+    """
+    rows = time_major(*rows)
+    if rows[0].shape[0] > _LONGEST_SCAN:
+        return reverse_recurrence(*coefficients(*rows), init)
+    x, decay = jax.eval_shape(coefficients, *(row[0] for row in rows))
+    dtype = jnp.result_type(x.dtype, decay.dtype, init, float)
+    shape = jnp.broadcast_shapes(x.shape, decay.shape)
+    return _loop(coefficients, rows, jnp.broadcast_to(jnp.asarray(init, dtype), shape))
+
+
+def _loop(coefficients: Coefficients, rows: tuple[Array, ...], init: Array) -> Array:
+    def backward(later: Array, step: tuple[Array, ...]) -> tuple[Array, Array]:
+        x, decay = coefficients(*step)
+        now = (x + decay * later).astype(later.dtype)
         return now, now
 
-    return lax.scan(backward, init, (x, decay), reverse=True)[1]
+    return lax.scan(backward, init, rows, reverse=True)[1]
+
+
+def _scan(x: Array, decay: Array, init: Array) -> Array:
+    return _loop(lambda x, decay: (x, decay), (x, decay), init)
 
 
 def _blocked_scan(x: Array, decay: Array, init: Array) -> Array:
@@ -86,8 +118,12 @@ def _blocked_scan(x: Array, decay: Array, init: Array) -> Array:
 
     x_blocks, decay_blocks = blocks(x, 0.0), blocks(decay, 1.0)  # the padding passes `init` through
     zeros = jnp.zeros_like(x_blocks[0])
-    local = _scan(x_blocks, decay_blocks, zeros)
-    passed = _scan(jnp.zeros_like(x_blocks), decay_blocks, zeros + 1.0)
+    # of every block as if nothing came after it, and what of the step after it arrives
+    starts = jnp.stack([zeros, zeros + 1.0])
+    both = _loop(
+        lambda x, decay: (jnp.stack([x, jnp.zeros_like(x)]), decay[None]), (x_blocks, decay_blocks), starts
+    )
+    local, passed = both[:, 0], both[:, 1]
     first = _scan(local[0], passed[0], init)  # y at the first step of every block
     after = jnp.concatenate([first[1:], init[None]])
     y = local + passed * after[None]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pgjax._jit import compiled
-from pgjax.estimators.recurrence import reverse_recurrence, time_major
+from pgjax.estimators.recurrence import fused_recurrence, reverse_recurrence, time_major
 from pgjax.types import Array, Numeric
 
 
@@ -189,10 +189,16 @@ def lambda_return(
         Array([13., 12., 11.], dtype=float32)
     """
     reward, next_value, terminated, truncated = time_major(reward, next_value, terminated, truncated)
-    next_value = jnp.where(terminated, 0.0, next_value)
-    trace = jnp.where(truncated, 0.0, lambda_)
-    decay = jnp.where(terminated | truncated, 0.0, gamma * lambda_)
-    return reverse_recurrence(reward + gamma * (1.0 - trace) * next_value, decay, next_value[-1])
+
+    def coefficients(
+        reward: Array, next_value: Array, terminated: Array, truncated: Array
+    ) -> tuple[Array, Array]:
+        trace = jnp.where(truncated, 0.0, lambda_)
+        bootstrap = gamma * (1.0 - trace) * jnp.where(terminated, 0.0, next_value)
+        return reward + bootstrap, jnp.where(terminated, 0.0, gamma * trace)
+
+    last_value = jnp.where(terminated[-1], 0.0, next_value[-1])
+    return fused_recurrence(coefficients, (reward, next_value, terminated, truncated), last_value)
 
 
 @compiled()

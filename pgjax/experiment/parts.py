@@ -36,6 +36,8 @@ class NetworkSpec(NamedTuple):
         shared: one torso for policy and value, where the algorithm takes one network.
         log_std_init: initial log σ of a Gaussian policy.
         dueling: action values as a value and advantages.
+        dtype: in which torsos compute. None: that of the parameters, float32, or float64 where x64 is on.
+            Parameters, heads, losses and optimizers are of that type in any case.
     """
 
     torso: Literal["mlp", "cnn", "linear"] = "mlp"
@@ -45,6 +47,7 @@ class NetworkSpec(NamedTuple):
     shared: bool = False
     log_std_init: float = 0.0
     dueling: bool = False
+    dtype: Literal["bfloat16"] | None = None
 
 
 class OptimizerSpec(NamedTuple):
@@ -142,6 +145,7 @@ _CHOICES = {
     "weight": list(WEIGHTS),
     "torso": ["mlp", "cnn", "linear"],
     "activation": ["tanh", "relu", "elu", "gelu", "silu"],
+    "dtype": ["bfloat16"],
     "name": ["adam", "rmsprop", "sgd"],
     "schedule": ["constant", "linear"],
 }
@@ -211,7 +215,8 @@ def make_networks(
 
     def pair_value() -> Any:
         # what it sees is one vector, whatever the observation was
-        return networks.ActionCritic(*box(), networks.MLP(spec.hidden, own.activation), obs.ndim)
+        vector = networks.MLP(spec.hidden, own.activation, dtype=own.dtype)
+        return networks.ActionCritic(*box(), vector, obs.ndim)
 
     kinds: dict[str, Callable[[], Any]] = {
         "both": both,
@@ -228,6 +233,7 @@ def make_networks(
 
 def _torso(spec: NetworkSpec, name: str, obs: Any, space: Any) -> Any:
     activation = getattr(jax.nn, spec.activation)
+    dtype = None if spec.dtype is None else jnp.dtype(spec.dtype)
     if spec.torso == "cnn":
         if obs.ndim != 3:
             raise ValueError(
@@ -237,9 +243,12 @@ def _torso(spec: NetworkSpec, name: str, obs: Any, space: Any) -> Any:
             raise ValueError(
                 f"A CNN has one dense layer: give network.hidden one size, not {[*spec.hidden]}."
             )
-        return networks.CNN(spec.channels, spec.hidden[0], activation)
+        return networks.CNN(spec.channels, spec.hidden[0], activation, dtype)
     num_states = getattr(space, "n", 0) if obs.ndim == 0 else 0
-    return networks.MLP(() if spec.torso == "linear" else spec.hidden, activation, obs.ndim, num_states)
+    hidden = () if spec.torso == "linear" else spec.hidden
+    if dtype is not None and not hidden:
+        raise ValueError("A torso without layers computes nothing: leave network.dtype out.")
+    return networks.MLP(hidden, activation, obs.ndim, num_states, dtype)
 
 
 def default_spec(annotation: Any) -> Spec:

@@ -12,9 +12,10 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias, get_args
 
-from pgjax import algorithms, envs
+from pgjax import algorithms, envs, networks
 from pgjax.experiment.parts import (
     WEIGHTS,
+    KFACSpec,
     NetworkSpec,
     Spec,
     check_known,
@@ -132,6 +133,29 @@ _SAC_FINITE = _REPLAY_SMALL | dict(capacity=100_000, num_gradient_steps=2)
 _CLIFF = dict(steps=20_000, gamma=1.0)
 # Reward is a long way off: values that are all zero know nothing better than their first action.
 _LAKE = dict(epsilon_start=1.0, exploration_steps=100_000)
+# An image with one pixel set is a table's row, and a linear Q on it the table.
+_SEA_TABLE = dict(steps=100_000, epsilon_start=1.0, exploration_steps=50_000)
+# Without replay, many environments are what makes a gradient step's batch. Clipped to a norm, as in DQN, the
+# values of a network run away: batches with an end in them have the large errors.
+_ONLINE = dict(
+    network=dict(torso="mlp", hidden=(64, 64), activation="relu"),
+    optimizer=dict(name="adam", learning_rate=1e-3),
+    num_envs=64,
+    num_updates=100,
+    epsilon_start=1.0,
+    epsilon_end=0.05,
+    exploration_steps=100_000,
+)
+_ONLINE_SHORT = _ONLINE | dict(steps=200_000, exploration_steps=50_000)
+_DQN_SHORT = dict(steps=200_000, exploration_steps=50_000)
+_SAC_SHORT = _SAC_FINITE | dict(steps=200_000)
+# The car's speed is at most 0.07: a network sees it only in normalised observations.
+_CAR = dict(steps=1_000_000, num_envs=16, num_steps=16, normalize_obs=True, normalize_reward=True)
+_CAR |= dict(lambda_=0.98, entropy_coef=0.0, optimizer=dict(learning_rate=1e-3))
+
+_GAMES = ("Breakout-MinAtar", "Asterix-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
+_CNN = dict(torso="cnn", hidden=(128,), activation="relu")
+_ONLINE_MINATAR = _ONLINE | dict(network=_CNN, steps=1_000_000, exploration_steps=250_000)
 
 # What is different where; an algorithm's first environment is the one it takes when none is named.
 TUNED: dict[tuple[str, str], dict[str, Any]] = {
@@ -142,7 +166,10 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("ppo", "MountainCarContinuous-v0"): _PPO_CONTINUOUS
     | dict(num_envs=16, num_steps=256, num_minibatches=16, gamma=0.999, entropy_coef=0.005),
     ("ppo", "Catch-bsuite"): dict(steps=200_000, num_envs=16, num_steps=32),
-    ("ppo", "Breakout-MinAtar"): _MINATAR | dict(num_envs=64, num_minibatches=8),
+    ("ppo", "DeepSea-bsuite"): dict(steps=200_000, num_envs=16, num_steps=32),
+    ("ppo", "FourRooms-misc"): dict(steps=200_000, num_envs=16, num_steps=32),
+    ("ppo", "MountainCar-v0"): _CAR,
+    **{("ppo", game): _MINATAR | dict(num_envs=64, num_minibatches=8) for game in _GAMES},
     ("a2c", "CartPole-v1"): dict(lambda_=0.95),
     ("a2c", "Acrobot-v1"): dict(num_envs=16),
     ("a2c", "Pendulum-v1"): dict(num_steps=8, gamma=0.9, lambda_=0.9, normalize_advantage=True),
@@ -150,43 +177,67 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("a2c", "Catch-bsuite"): dict(
         steps=200_000, num_steps=10, entropy_coef=0.01, optimizer=dict(learning_rate=2e-3)
     ),
-    ("a2c", "Breakout-MinAtar"): _MINATAR | dict(num_envs=64, entropy_coef=0.01),
+    ("a2c", "DeepSea-bsuite"): dict(steps=200_000),
+    ("a2c", "FourRooms-misc"): dict(steps=200_000),
+    **{("a2c", game): _MINATAR | dict(num_envs=64, entropy_coef=0.01) for game in _GAMES},
     ("reinforce", "CartPole-v1"): dict(),
     ("reinforce", "Acrobot-v1"): dict(),
     ("reinforce", "Pendulum-v1"): dict(num_episodes=16, gamma=0.9, actor_optimizer=dict(learning_rate=1e-3)),
     ("reinforce", "MountainCarContinuous-v0"): dict(num_episodes=4),
     # gymnax limits Catch at 1000 steps, but the ball is down after nine
     ("reinforce", "Catch-bsuite"): dict(steps=200_000, num_episodes=32, max_steps=10),
-    ("reinforce", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_episodes=32),
+    ("reinforce", "DeepSea-bsuite"): dict(steps=200_000, num_episodes=32, max_steps=8),
+    ("reinforce", "FourRooms-misc"): dict(steps=200_000),
+    **{("reinforce", game): _MINATAR_SEPARATE | dict(num_episodes=32) for game in _GAMES},
     ("actor_critic", "CartPole-v1"): dict(),
     ("actor_critic", "Acrobot-v1"): dict(),
     ("actor_critic", "Pendulum-v1"): dict(gamma=0.9),
     ("actor_critic", "MountainCarContinuous-v0"): dict(),
-    ("actor_critic", "Catch-bsuite"): dict(steps=200_000),
-    ("actor_critic", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
+    # the critic has to be ahead of the actor, and the actor not to settle before it is
+    ("actor_critic", "Catch-bsuite"): dict(
+        steps=200_000, entropy_coef=0.05, critic_optimizer=dict(learning_rate=3e-3)
+    ),
+    ("actor_critic", "DeepSea-bsuite"): dict(steps=200_000),
+    ("actor_critic", "FourRooms-misc"): dict(steps=200_000),
+    **{("actor_critic", game): _MINATAR_SEPARATE | dict(num_envs=64) for game in _GAMES},
     ("npg", "CartPole-v1"): dict(),
     ("npg", "Acrobot-v1"): dict(),
     ("npg", "Pendulum-v1"): _TRUST_PENDULUM,
     ("npg", "MountainCarContinuous-v0"): dict(num_steps=512),
     ("npg", "Catch-bsuite"): dict(steps=200_000),
-    ("npg", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
+    ("npg", "DeepSea-bsuite"): dict(steps=200_000),
+    ("npg", "FourRooms-misc"): dict(steps=200_000),
+    **{("npg", game): _MINATAR_SEPARATE | dict(num_envs=64) for game in _GAMES},
     ("trpo", "CartPole-v1"): dict(),
     ("trpo", "Acrobot-v1"): dict(),
     ("trpo", "Pendulum-v1"): _TRUST_PENDULUM,
     ("trpo", "MountainCarContinuous-v0"): dict(num_steps=512),
     ("trpo", "Catch-bsuite"): dict(steps=200_000),
-    ("trpo", "Breakout-MinAtar"): _MINATAR_SEPARATE | dict(num_envs=64),
+    ("trpo", "DeepSea-bsuite"): dict(steps=200_000),
+    ("trpo", "FourRooms-misc"): dict(steps=200_000),
+    **{("trpo", game): _MINATAR_SEPARATE | dict(num_envs=64) for game in _GAMES},
     ("acktr", "CartPole-v1"): dict(),
     ("acktr", "Acrobot-v1"): dict(),
     ("acktr", "Pendulum-v1"): dict(gamma=0.9, entropy_coef=0.0),
     ("acktr", "MountainCarContinuous-v0"): dict(entropy_coef=0.0),
     ("acktr", "Catch-bsuite"): dict(steps=200_000),
+    ("acktr", "DeepSea-bsuite"): dict(steps=200_000),
+    ("acktr", "FourRooms-misc"): dict(steps=200_000),
     ("a3c", "CartPole-v1"): dict(steps=1_000_000, entropy_coef=0.0),
-    ("dqn", "CartPole-v1"): dict(),
+    ("a3c", "Catch-bsuite"): dict(steps=200_000),
+    ("a3c", "DeepSea-bsuite"): dict(steps=200_000),
+    ("a3c", "FourRooms-misc"): dict(steps=200_000),
+    **{("a3c", game): _MINATAR | dict(num_envs=4) for game in _GAMES},
+    # clipping to a norm holds back just the batches with an end in them, whose errors are large: values rise
+    ("dqn", "CartPole-v1"): dict(optimizer=dict(max_grad_norm=None, schedule="linear")),
     ("dqn", "Acrobot-v1"): dict(),
-    ("dqn", "Breakout-MinAtar"): dict(
-        network=dict(torso="cnn", hidden=(128,)), steps=1_000_000, capacity=100_000
-    ),
+    ("dqn", "Catch-bsuite"): _DQN_SHORT,
+    ("dqn", "DeepSea-bsuite"): _DQN_SHORT,
+    ("dqn", "FourRooms-misc"): _DQN_SHORT,
+    **{
+        ("dqn", game): dict(network=dict(torso="cnn", hidden=(128,)), steps=1_000_000, capacity=100_000)
+        for game in _GAMES
+    },
     ("ddpg", "Pendulum-v1"): _REPLAY_PENDULUM,
     ("td3", "Pendulum-v1"): _REPLAY_PENDULUM,
     ("sac", "CartPole-v1"): _SAC_FINITE | dict(steps=300_000),
@@ -194,11 +245,31 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("ddpg", "MountainCarContinuous-v0"): _REPLAY_CAR | dict(noise_std=0.5),
     ("td3", "MountainCarContinuous-v0"): _REPLAY_CAR | dict(noise_std=0.5),
     ("sac", "MountainCarContinuous-v0"): _REPLAY_CAR,
-    ("sac", "Acrobot-v1"): _SAC_FINITE | dict(alpha=0.1, tau=0.05),
+    # only a policy that holds on to an action swings up by chance: a nearly uniform one never gets there
+    ("sac", "Acrobot-v1"): _SAC_FINITE | dict(alpha=0.1, tau=0.05, target_entropy=0.2),
+    ("sac", "Catch-bsuite"): _SAC_SHORT,
+    ("sac", "DeepSea-bsuite"): _SAC_SHORT,
+    ("sac", "FourRooms-misc"): _SAC_SHORT,
+    ("sac", "MountainCar-v0"): _SAC_FINITE,
+    **{("sac", game): _SAC_FINITE | dict(network=_CNN, steps=1_000_000) for game in _GAMES},
     ("q_learning", "Cliff-tabular"): _CLIFF,
     ("q_learning", "FrozenLake-misc"): _LAKE,
     ("sarsa", "Cliff-tabular"): _CLIFF,
     ("sarsa", "FrozenLake-misc"): _LAKE,
+    ("q_learning", "DeepSea-bsuite"): _SEA_TABLE,
+    ("q_learning", "Catch-bsuite"): _ONLINE_SHORT,
+    ("q_learning", "FourRooms-misc"): _ONLINE_SHORT,
+    ("q_learning", "CartPole-v1"): _ONLINE,
+    ("q_learning", "Acrobot-v1"): _ONLINE,
+    ("q_learning", "MountainCar-v0"): _ONLINE,
+    **{("q_learning", game): _ONLINE_MINATAR for game in _GAMES},
+    ("sarsa", "DeepSea-bsuite"): _SEA_TABLE,
+    ("sarsa", "Catch-bsuite"): _ONLINE_SHORT,
+    ("sarsa", "FourRooms-misc"): _ONLINE_SHORT,
+    ("sarsa", "CartPole-v1"): _ONLINE,
+    ("sarsa", "Acrobot-v1"): _ONLINE,
+    ("sarsa", "MountainCar-v0"): _ONLINE,
+    **{("sarsa", game): _ONLINE_MINATAR for game in _GAMES},
     ("ppo", "brax:inverted_pendulum"): CONTINUOUS["ppo"] | dict(steps=200_000),
     ("sac", "brax:inverted_pendulum"): _REPLAY_SMALL | dict(steps=75_000, capacity=75_000),
 }
@@ -471,20 +542,27 @@ def build(preset: Preset, hyper: Hyper | None = None, made: tuple[Any, Any] | No
         check_ranges((f"{name}.{k}", v) for k, v in spec._asdict().items() if k != "hidden")
     env, env_params = made or environment(preset)
     options = _with_max_steps(preset._replace(options=options), env_params)
+    chosen = preset._replace(options=options)
     make = make_function(preset.algorithm)
     wanted = inspect.signature(make).parameters
     if preset.network.shared and "network" not in wanted:
         raise ValueError(f"{preset.algorithm} has no shared torso: leave network.shared off.")
     if envs.max_steps(env_params) < 1:
         raise ValueError(f"max_steps_in_episode must be at least 1, got {envs.max_steps(env_params)}.")
-    if options.get("normalize_obs") and envs.is_discrete(env.observation_space(env_params)):
+    # a traced switch is decided when the program runs, so the program holds the normaliser
+    if options.get("normalize_obs", False) is not False and envs.is_discrete(
+        env.observation_space(env_params)
+    ):
         raise ValueError(f"The observations of {preset.environment} are integers: leave normalize_obs off.")
     heads = _HEADS.get(preset.algorithm, _POLICY_AND_VALUE)
     if options.get("all_action"):
         heads = heads | {"critic": "action_values"}
     heads = {name: kind for name, kind in heads.items() if name in wanted}
-    parts = make_networks(preset.network, preset.environment, env, env_params, heads)
-    parts |= {name: make_optimizer(spec, _horizon(preset, name, spec)) for name, spec in specs.items()}
+    parts: dict[str, Any] = make_networks(preset.network, preset.environment, env, env_params, heads)
+    if preset.network.torso != "linear" and not any(isinstance(s, KFACSpec) for s in specs.values()):
+        # every optimizer here but that one treats a parameter as a number among others
+        parts = {name: networks.Raveled(network) for name, network in parts.items()}
+    parts |= {name: make_optimizer(spec, _horizon(chosen, name, spec)) for name, spec in specs.items()}
     if "weight" in options:
         if options["weight"] != "critic":
             parts["critic"] = parts["critic_optimizer"] = None
@@ -540,7 +618,8 @@ def _horizon(preset: Preset, name: str, spec: Spec) -> int | None:
         raise ValueError(
             f"{preset.algorithm} has no fixed number of gradient steps: set {name}.schedule to constant."
         )
-    counted = preset.options.get("normalize_obs") or preset.options.get("normalize_reward")
+    switches = (preset.options.get(name, False) for name in ("normalize_obs", "normalize_reward"))
+    counted = any(switch is not False for switch in switches)
     # steps that fill the replay buffer or the normalisers, without gradient steps
     warmup = preset.options.get("warmup_steps", num_steps if counted else 0)
     if name == "actor_optimizer":

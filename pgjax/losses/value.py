@@ -7,6 +7,7 @@ discount of `pgjax.n_step_transitions`. Termination selects with `where`, so a N
 from collections.abc import Callable
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 from jax.lax import stop_gradient
@@ -420,4 +421,5 @@ def _one_step_target(reward: Array, next_value: Array, terminated: Array, gamma:
 
 def _taken(action_value: Array, action: Array) -> Array:
     """The value of the action among those of all, `[..., A]` to `[...]`."""
-    return jnp.take_along_axis(action_value, action[..., None], -1)[..., 0]
+    taken = jax.nn.one_hot(action, action_value.shape[-1], dtype=bool)
+    return jnp.where(taken, action_value, 0.0).sum(-1)  # no gather: its gradient would be a scatter

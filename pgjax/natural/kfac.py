@@ -662,6 +662,8 @@ def _rebuild(head: Any, leaves: list[Array]) -> Any:
 def _mean_outer(x: Array) -> Array:
     """Mean of x xᵀ over the batch axes; flattening them would gather the batch of several devices."""
     batch = tuple(range(x.ndim - 1))
+    # of a layer that computes in bfloat16 too: rounded to it a sum of squares has negative eigenvalues
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return jnp.tensordot(x, x, (batch, batch), precision="highest") / math.prod(x.shape[:-1])
 
 

@@ -1,0 +1,186 @@
+"""Gradients in chunks, and the product whose gradient is fast on CPUs."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import zoo
+from jax import lax
+
+import pgjax
+from pgjax import descent, networks
+from pgjax._matmul import dot_general
+from pgjax.algorithms import ppo
+
+KEY = jax.random.key(0)
+DENSE = (((1,), (0,)), ((), ()))
+
+
+def loss(params, batch):
+    x, y = batch
+    error = jnp.tanh(x @ params["w"] + params["b"]) - y
+    return jnp.square(error).mean(), jnp.stack([jnp.abs(error).mean(), error.mean()])
+
+
+def problem():
+    keys = jax.random.split(KEY, 3)
+    params = {"w": jax.random.normal(keys[0], (3,)), "b": jnp.zeros(())}
+    return params, (jax.random.normal(keys[1], (24, 3)), jax.random.normal(keys[2], (24,)))
+
+
+class TestChunks:
+    @pytest.mark.parametrize("num_chunks", [1, 2, 8, 24])
+    def test_the_sum_of_chunks_is_the_gradient_of_the_whole(self, num_chunks, x64):
+        params, batch = problem()
+        wanted = jax.grad(loss, has_aux=True)(params, batch)
+        chunks = jax.tree.map(lambda x: x.reshape(num_chunks, -1, *x.shape[1:]), batch)
+        found = descent.mean_gradient(loss, params, chunks)
+        chex.assert_trees_all_close(found, wanted, rtol=1e-12)
+
+    def test_only_one_chunk_is_in_memory(self):
+        """Two layers of 64 and 4096 samples: half a megabyte each; in 32 chunks a thirty-second of it."""
+        network = networks.Critic(networks.MLP((64, 64)))
+        params = network.init(KEY, jnp.zeros(4))
+
+        def gradient(params, obs):
+            return descent.mean_gradient(lambda p, x: (network.apply(p, x).mean(), ()), params, obs)
+
+        def bytes_of(num_chunks):
+            obs = jnp.zeros((num_chunks, 4096 // num_chunks, 4))
+            return jax.jit(gradient).lower(params, obs).compile().memory_analysis().temp_size_in_bytes
+
+        assert 8 * bytes_of(32) < bytes_of(1)
+
+    @pytest.mark.parametrize(
+        ("num_shards", "size", "wanted"),
+        [(1, 512, 1), (1, 600, 1), (8, 256, 4), (1, 2048, 4), (8, 8192, 128), (1, 1021, 1), (1, 1200, 2)],
+    )
+    def test_the_default_is_about_five_hundred_samples_on_a_cpu(self, num_shards, size, wanted, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+        found = descent.default_num_chunks(num_shards, size)
+        assert found == wanted
+        assert size % found == 0
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert descent.default_num_chunks(num_shards, size) == 1
+
+    def test_ppo_learns_the_same_in_chunks(self):
+        found = []
+        for num_chunks in (1, 4):
+            algorithm = ppo.make(*zoo.CARTPOLE, zoo.separate(), zoo.adam(), num_envs=4, num_steps=16,
+                                 num_chunks=num_chunks)  # fmt: skip
+            state = jax.jit(algorithm.init)(KEY)
+            found.append(jax.jit(algorithm.step)(KEY, state))
+        chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-6)
+
+    def test_a_critic_is_fitted_the_same_in_chunks(self):
+        params, (x, y) = problem()
+        optimizer = optax.adam(0.1)
+        fitted = [
+            pgjax.minibatch_descent(
+                KEY, lambda p, b: loss(p, b)[0], optimizer, params, optimizer.init(params),
+                (x[None], y[None]), num_minibatches=2, num_epochs=3, num_chunks=num_chunks,
+            )
+            for num_chunks in (1, 3)
+        ]  # fmt: skip
+        chex.assert_trees_all_close(*fitted, rtol=1e-4, atol=1e-6)
+
+    def test_chunks_that_do_not_divide_are_an_error_at_once(self):
+        with pytest.raises(ValueError, match="num_chunks=3 must divide the 4 samples"):
+            ppo.make(*zoo.CARTPOLE, zoo.separate(), zoo.adam(), num_envs=4, num_steps=16, num_chunks=3)
+        with pytest.raises(ValueError, match="num_chunks=0 must divide"):
+            pgjax.minibatch.in_chunks(jnp.zeros((2, 4), int), 0)
+
+
+class TestProduct:
+    """`dot_general` of the dense layers against the plain one."""
+
+    def arguments(self, batch):
+        return jax.random.normal(KEY, (*batch, 5)), jax.random.normal(jax.random.key(1), (5, 3))
+
+    @pytest.mark.parametrize("batch", [(), (7,), (2, 7), (2, 1, 7)])
+    def test_values_and_gradients_of_every_kind(self, batch, x64):
+        x, kernel = self.arguments(batch)
+        dims = (((x.ndim - 1,), (0,)), ((), ()))
+
+        def fast(x, kernel):
+            return jnp.sin(dot_general(x, kernel, dims)).sum()
+
+        def plain(x, kernel):
+            return jnp.sin(lax.dot_general(x, kernel, dims)).sum()
+
+        for transform in (
+            lambda f: f,
+            lambda f: jax.grad(f, argnums=(0, 1)),
+            lambda f: lambda *a: jax.jvp(f, a, a)[1],
+            lambda f: jax.hessian(f, argnums=(0, 1)),
+            lambda f: lambda *a: jax.linearize(f, *a)[1](*a),
+        ):
+            chex.assert_trees_all_close(transform(fast)(x, kernel), transform(plain)(x, kernel), rtol=1e-9)
+
+    def test_it_can_be_mapped_over_networks(self, x64):
+        x, kernel = self.arguments((7,))
+        kernels = jnp.stack([kernel, 2.0 * kernel])
+
+        def loss(kernel):
+            return jnp.sin(dot_general(x, kernel, DENSE)).sum()
+
+        found = jax.vmap(jax.grad(loss))(kernels)
+        for i in range(2):
+            np.testing.assert_allclose(found[i], jax.grad(loss)(kernels[i]), rtol=1e-9)
+
+    def test_the_transpose_is_stored_on_cpus_alone(self, monkeypatch):
+        x, kernel = self.arguments((7,))
+
+        def program():
+            return str(jax.make_jaxpr(jax.grad(lambda k: dot_general(x, k, DENSE).sum()))(kernel))
+
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+        assert "optimization_barrier" in program()
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert "optimization_barrier" not in program()
+
+
+class TestRaveled:
+    def test_parameters_are_those_of_the_network(self):
+        network = networks.ActorCritic(zoo.categorical(), zoo.critic())
+        params = networks.Raveled(network).init(KEY, jnp.zeros(4))
+        assert len(jax.tree.leaves(params)) == 1
+        chex.assert_trees_all_equal(params.tree, network.init(KEY, jnp.zeros(4)))
+
+    def test_a_stack_of_them_unravels_along_the_last_axis(self):
+        critic = networks.Raveled(zoo.critic())
+        stacked = jax.vmap(lambda key: critic.init(key, jnp.zeros(4)))(jax.random.split(KEY, 3))
+        kernel = stacked.tree["params"]["torso"]["Dense_0"]["kernel"]
+        assert kernel.shape == (3, 4, 8)
+        second = jax.tree.map(lambda x: x[1], stacked)
+        np.testing.assert_array_equal(kernel[1], second.tree["params"]["torso"]["Dense_0"]["kernel"])
+
+    def test_ppo_learns_the_same(self):
+        network = networks.ActorCritic(zoo.categorical(), zoo.critic())
+        found = []
+        for form in (network, networks.Raveled(network)):
+            algorithm = ppo.make(*zoo.CARTPOLE, form, zoo.adam(), num_envs=4, num_steps=16)
+            state, metrics = jax.jit(algorithm.step)(KEY, jax.jit(algorithm.init)(KEY))
+            params = state.learned.params
+            found.append((getattr(params, "tree", params), metrics))
+        chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-6)
+
+    def test_the_fisher_information_is_the_same(self):
+        actor, obs = zoo.categorical(), jax.random.normal(KEY, (16, 4))
+        raveled = networks.Raveled(actor)
+        params, vector = actor.init(KEY, obs), raveled.init(KEY, obs)
+        gradient = jax.grad(lambda p: actor.apply(p, obs).log_probs[:, 0].mean())(params)
+        same = jax.grad(lambda p: raveled.apply(p, obs).log_probs[:, 0].mean())(vector)
+        direction, _ = pgjax.natural_gradient(actor.apply, params, obs, gradient)
+        found, _ = pgjax.natural_gradient(raveled.apply, vector, obs, same)
+        chex.assert_trees_all_close(found.tree, direction, rtol=1e-3, atol=1e-5)
+
+    def test_parameters_of_several_types_are_an_error(self):
+        class Mixed:
+            def init(self, key, obs):
+                return {"a": jnp.zeros(2), "b": jnp.zeros(2, jnp.int32)}
+
+        with pytest.raises(ValueError, match="parameters of one type"):
+            networks.Raveled(Mixed()).init(KEY, jnp.zeros(4))
