@@ -31,7 +31,8 @@ usage: pgjax COMMAND ...
   pgjax list                            algorithms, environments, presets
 
 "pgjax train ALGORITHM --help" shows every option with its preset value, "pgjax sweep ALGORITHM --help" what
-is different there."""
+is different there. What was compiled is kept in ~/.cache/pgjax, so that the next start is a short one;
+PGJAX_COMPILATION_CACHE=0 switches that off."""
 
 
 @dataclasses.dataclass
@@ -81,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command.
 
     Args:
-        argv: its arguments; None for the process's.
+        argv: its arguments; None for the process's, which is then the command's own: only then are compiled
+            programs kept for the next one.
 
     Returns:
         Exit status: 0; 1 if a seed diverged, in a sweep if none has a return; 2 for a mistake of the user;
@@ -102,6 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pgjax._advice import advice
 
             _fail(f"Unknown command {args[0]!r}. {advice(args[0], list(commands))}")
+        if argv is None and args[0] in ("train", "sweep", "evaluate"):
+            from pgjax.experiment import compilation
+
+            compilation.keep_programs(warn=lambda text: print(f"pgjax: {text}", file=sys.stderr))
         return commands[args[0]](args[1:])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
@@ -213,6 +219,7 @@ def _train_here(settings: Any, chosen: Any) -> int:
             lambda: runner.run_in(folder, settings, start, sinks=made, report=report, warn=warn)
         )
     console.print(display.result_table(result))
+    _say_what_was_loaded(say)
     folder = result.folder
     picture = folder / "curve.png"
     say(f"curve: {picture}" if picture.exists() else f"run: {folder} (no curve: no episode has ended)")
@@ -222,6 +229,15 @@ def _train_here(settings: Any, chosen: Any) -> int:
         warn(f"interrupted; go on with: pgjax train --resume {folder}")
         return 130
     return 1 if result.summary["diverged"] else 0
+
+
+def _say_what_was_loaded(say: Callable[[str], None]) -> None:
+    """So that nobody takes the seconds of a second start for those that compiling takes."""
+    from pgjax.experiment import compilation
+
+    loaded, programs = compilation.loaded()
+    if loaded:
+        say(f"programs: {loaded} of {programs} had been compiled before, and were loaded")
 
 
 def _listeners(settings: Any, chosen: Any) -> list[Callable[[Path], Any]]:
@@ -286,6 +302,7 @@ def _sweep(args: list[str]) -> int:
     summary, folder = result.summary, result.folder
     console.print(sweep_display.table(summary))
     say(sweep_display.verdict(summary))
+    _say_what_was_loaded(say)
     pictures = [path for name in ("heat_map.png", "scatter.png") if (path := folder / name).exists()]
     say(f"picture: {pictures[0]}" if pictures else f"sweep: {folder}")
     if result.status == "interrupted":

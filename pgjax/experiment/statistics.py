@@ -46,12 +46,12 @@ def interval(x: Any, confidence: float = 0.95, num_resamples: int = 2000) -> tup
         >>> float(low), float(high)
         (3.0, 3.0)
     """
-    from scipy.stats import bootstrap
-
     x = np.asarray(x, float)
     if len(x) < 2:
         nothing = np.full(x.shape[1:], np.nan)[()]
         return nothing, nothing
+    from scipy.stats import bootstrap
+
     result = bootstrap(
         (x,),
         iqm,
