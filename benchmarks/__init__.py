@@ -1,0 +1,1 @@
+"""What is fast, what is learned, and against whom: `python -m benchmarks`."""

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Everything that is to be measured on an accelerator, in ten minutes: see accelerator.py.
+#
+#   benchmarks/gpu.sh                              # results beside the others
+#   benchmarks/gpu.sh --minutes 5 --parts scan     # options of accelerator.py
+#   WHEELS=wheels OUT=out benchmarks/gpu.sh        # packages from a folder, results into another
+#
+# WHEELS: a folder of wheels, installed without any index, for a machine that reaches none:
+#         pip download --only-binary=:all: -d wheels flax optax gymnax gymnasium chex tyro orbax-checkpoint six
+# OUT:    where the results go.
+# PYTHON: the interpreter; it should have jax for its accelerator already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=${PYTHON:-python3}
+limit=600 # seconds, installing included
+begin=$SECONDS
+
+if [[ -n ${WHEELS:-} ]]; then
+    shopt -s nullglob
+    wheels=("$WHEELS"/*.whl)
+    if ((${#wheels[@]} == 0)); then
+        echo "gpu.sh: there is no wheel in WHEELS=$WHEELS." >&2
+        exit 2
+    fi
+    site=$(mktemp -d)
+    trap 'rm -rf "$site"' EXIT
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "${wheels[@]}"
+    export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+
+missing=$("$python" - <<'PYTHON'
+import importlib.util
+
+names = ("jax", "flax", "optax", "gymnax", "gymnasium", "chex", "tyro", "orbax", "rich", "matplotlib", "scipy", "six")
+print(*(name for name in names if importlib.util.find_spec(name) is None))
+PYTHON
+)
+if [[ -n $missing ]]; then
+    echo "gpu.sh: $python lacks $missing. Install them, or name a folder of their wheels: WHEELS=folder." >&2
+    exit 2
+fi
+
+if command -v nvidia-smi >/dev/null; then
+    nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader || true
+else
+    echo "gpu.sh: nvidia-smi is not here; jax says below what it runs on." >&2
+fi
+"$python" -c 'import jax; print(jax.__version__, jax.default_backend(), *jax.devices())'
+
+options=()
+[[ -n ${OUT:-} ]] && options+=(--results "$OUT")
+status=0
+timeout --signal=INT --kill-after=10 $((limit - SECONDS + begin)) \
+    "$python" -m benchmarks.accelerator ${options[@]+"${options[@]}"} "$@" || status=$?
+if ((status == 124 || status == 137)); then
+    echo "gpu.sh: cut off after $limit s; what was measured before is in ${OUT:-benchmarks/results}." >&2
+fi
+exit "$status"

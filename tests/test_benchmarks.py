@@ -1,0 +1,335 @@
+import importlib
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
+
+from benchmarks import accelerator, estimators, fisher, harness, memory, tables  # noqa: E402
+
+CPU = {"device": "Some CPU(R) 9000 @ 2.10GHz", "platform": "cpu", "cores": 4, "date": "2030-01-02"}
+MINE = ("accelerator", "compile_time", "estimators", "fisher", "memory")
+
+
+def spread(median):
+    return {"median": median, "least": median / 2, "greatest": 2 * median}
+
+
+def arguments(**changes):
+    return harness.parser("About.").parse_args([f"--{k}={v}" for k, v in changes.items()])
+
+
+class TestHarness:
+    def test_a_ratio_is_of_pairs(self):
+        found = harness.ratio([1.0, 4.0, 9.0], [1.0, 2.0, 3.0])
+        assert (found["median"], found["least"], found["greatest"], found["turns"]) == (2.0, 1.0, 3.0, 3)
+        assert found["least"] <= found["lower"] <= found["median"] <= found["upper"] <= found["greatest"]
+        assert harness.ratio([3.0], [2.0])["upper"] == 1.5
+        assert harness.show(found) == "2.00 [1.00, 3.00]"
+        with pytest.raises(ValueError):
+            harness.ratio([1.0], [1.0, 2.0])
+
+    def test_turns_alternate_and_the_first_is_not_kept(self):
+        order = []
+        programs = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+        times = harness.by_turns(programs, 3)
+        assert order == ["a", "b"] * 4
+        assert {name: len(found) for name, found in times.items()} == {"a": 3, "b": 3}
+
+    def test_a_file_has_the_name_of_the_device_and_the_day(self):
+        folder = pathlib.Path("results")
+        assert harness.result_file(CPU, folder).name == "some-cpu-9000-2-10ghz-4-cores-2030-01-02.json"
+        gpu = {"device": "NVIDIA H100 80GB HBM3", "platform": "gpu", "cores": 16, "date": "2030-01-02"}
+        assert harness.result_file(gpu, folder).name == "nvidia-h100-80gb-hbm3-2030-01-02.json"
+
+    def test_benchmarks_of_a_day_share_a_file(self, tmp_path):
+        row = memory.measure_natural_gradient(8, 1)
+        path = harness.save("memory", [row], tmp_path, turns=1)
+        before = json.loads(path.read_text())
+        row = {
+            "network": "n",
+            "batch_size": 5,
+            "seconds": {"product": 1e-3, "linearized_once": 2e-3},
+            "product_against_value_and_gradient": spread(0.5),
+            "gradient_of_gradient_against_linearized_once": spread(3.0),
+            "relative_difference_of_the_directions": 1e-6,
+        }
+        assert harness.save("fisher", [row], tmp_path) == path
+        found = json.loads(path.read_text())
+        assert list(found) == ["memory", "fisher"]
+        assert found["memory"] == before["memory"]
+        assert found["memory"]["turns"] == 1
+        assert found["fisher"]["versions"]["jax"] == jax.__version__
+        page = path.with_suffix(".md").read_text()
+        assert page == harness.page(found)
+        assert "| n | 5 | 1.00 | 0.50 [0.25, 1.00] | 2.00 | 3.00 [1.50, 6.00] | 1e-06 |" in page
+        assert sorted(x.name for x in tmp_path.iterdir()) == sorted([path.name, path.with_suffix(".md").name])
+
+    def test_quick_saves_nothing(self, tmp_path, capsys):
+        quick = harness.parser("About.").parse_args(["--quick", "--results", str(tmp_path)])
+        assert harness.run("memory", lambda _: [{}], lambda rows: "the table", quick) == 0
+        assert capsys.readouterr() == ("the table\n", "quick: nothing saved\n")
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_a_title_and_a_table_need_no_library(name):
+    """A page is made from the JSON alone, on a machine that has none of what was measured."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    assert re.fullmatch(r"[A-Z].*\.", module.__doc__.splitlines()[0])
+    call = f"import sys, benchmarks.{name} as module; module.table([]); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", call], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
+class TestEstimators:
+    def test_ours_and_rlaxs_are_the_same_where_nothing_is_truncated(self):
+        pytest.importorskip("rlax")
+        arrays = estimators.data(32, 4) | {"truncated": jnp.zeros((32, 4), bool)}
+        arrays["next_value"] = jnp.concatenate([arrays["value"][1:], arrays["next_value"][-1:]])
+        for name, theirs in estimators.theirs(arrays).items():
+            names, _, ours = estimators.ours()[name]
+            found, expected = ours(*(arrays[k] for k in names)), theirs()
+            if name == "V-trace":  # theirs gives errors, ours values; both the advantage
+                found, expected = (found[0] - arrays["value"], found[1]), tuple(expected)
+            for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+                assert jnp.allclose(x, y, rtol=1e-4, atol=1e-4), name
+
+    def test_rows_say_what_the_table_shows(self):
+        rows = estimators.measure_size(8, 2, 2)
+        assert [row["estimator"] for row in rows] == list(estimators.ours())
+        assert all(row["microseconds"]["pgjax"] > 0 for row in rows)
+        for row in rows:
+            assert row["elements_per_second"] == pytest.approx(16e6 / row["microseconds"]["pgjax"])
+        assert estimators.table(rows).count("\n") == len(rows) + 1
+
+
+@pytest.fixture
+def as_users_compile():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("as_users_compile")
+class TestMemory:
+    def test_a_copy_of_the_buffer_would_be_seen(self):
+        found = memory.measure_replay("ddpg", "Pendulum-v1", 200_000)
+        assert found["buffer"] >= 200_000 * (3 + 1 + 1 + 3) * 4  # obs, action, reward, next_obs
+        assert found["once"]
+
+        def bump(x):
+            return x.at[0].add(1.0)
+
+        x = jax.ShapeDtypeStruct((1000,), "float32")
+        in_place = memory.sizes(jax.jit(bump, donate_argnums=0).lower(x).compile())
+        beside = memory.sizes(jax.jit(bump).lower(x).compile())
+        assert (in_place["alias"], beside["alias"]) == (4000, 0)
+        assert beside["peak"] - in_place["peak"] == 4000
+
+    def test_chunks_take_less(self):
+        one, eight = (memory.measure_natural_gradient(8192, n) for n in (1, 8))
+        assert eight["temp"] < one["temp"] / 2
+
+
+class TestAccelerator:
+    def test_work_is_that_of_products_and_loops(self):
+        def products(x, y):
+            return x @ y  # 3 × 5 times 5 × 7
+
+        shapes = jax.ShapeDtypeStruct((3, 5), "float32"), jax.ShapeDtypeStruct((5, 7), "float32")
+        operations, moved = accelerator.work(jax.make_jaxpr(products)(*shapes))
+        assert operations == 2 * 3 * 5 * 7
+        assert moved == 4 * (15 + 35 + 21)
+
+        def loop(xs, y):
+            return lax.scan(lambda total, x: (total + jax.jit(jnp.dot)(x, y).sum(), None), 0.0, xs)[0]
+
+        xs = jax.ShapeDtypeStruct((11, 3, 5), "float32")
+        operations, moved = accelerator.work(jax.make_jaxpr(loop)(xs, shapes[1]))
+        assert operations == 11 * 2 * 3 * 5 * 7
+        assert moved == 4 * (11 * 15 + 11 * (15 + 35 + 21))
+
+    def test_work_of_a_convolution_is_that_of_its_matrix_product(self):
+        image = jax.ShapeDtypeStruct((2, 10, 10, 4), "float32")
+        kernel = jax.ShapeDtypeStruct((3, 3, 4, 16), "float32")
+
+        def convolve(x, w):
+            return lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+        operations, _ = accelerator.work(jax.make_jaxpr(convolve)(image, kernel))
+        assert operations == 2 * (2 * 8 * 8 * 16) * (3 * 3 * 4)
+
+    def test_a_row_says_why_there_is_no_figure(self, capsys):
+        def too_large():
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate\n 9 GiB")
+
+        row = accelerator.attempt({"num_envs": 2**17}, too_large)
+        assert row == {"num_envs": 2**17, "error": "out of memory"}
+        assert "out of memory" in capsys.readouterr().err
+        row = accelerator.attempt({"width": 1}, lambda: {"x": 1 / 0})
+        assert row == {"width": 1, "error": "ZeroDivisionError: division by zero"}
+        rows = [{"part": "throughput", "algorithm": "ppo", "num_envs": 2**17, "error": "out of memory"}]
+        assert accelerator.table(rows).splitlines()[-1].startswith("| ppo | 131,072 |")
+        assert accelerator.table(rows).endswith("| out of memory |")
+
+    def test_time_that_is_not_needed_goes_to_later_parts(self, monkeypatch):
+        now = [0.0]
+        monkeypatch.setattr(accelerator.time, "monotonic", lambda: now[0])
+        clock = accelerator.Clock(100.0, ["scan", "fisher", "seeds"])  # equal shares
+        clock.begin("scan")
+        assert clock.left() == pytest.approx(100 / 3)
+        now[0] = 10.0
+        clock.begin("fisher")
+        assert clock.left() == pytest.approx(45.0)
+        now[0] = 90.0  # over its time
+        assert clock.left() < 0
+        clock.begin("seeds")
+        assert clock.left() == pytest.approx(10.0)
+
+    def test_what_no_time_is_left_for_is_said(self):
+        clock = accelerator.Clock(-1.0, ["throughput"])
+        clock.begin("throughput")
+        cases = accelerator.measure_throughput(["ppo"], [6, 7])
+        found = list(accelerator.measure_programs(cases, clock, 1, {}))
+        assert [row["error"] for row in found] == ["no time left"] * 2
+
+    @pytest.mark.slow
+    def test_a_part_is_measured_and_saved(self, tmp_path):
+        wanted = ["--parts", "scan", "device", "--turns", "1", "--results", str(tmp_path), "--minutes", "1"]
+        assert accelerator.main(wanted) == 0
+        (path,) = tmp_path.glob("*.json")
+        rows = json.loads(path.read_text())["accelerator"]["rows"]
+        assert [row["part"] for row in rows][:2] == ["device", "scan"]
+        assert not [row for row in rows if "error" in row]
+        assert all(row["bandwidth_share"] > 0 for row in rows[1:])
+
+    @pytest.mark.parametrize("name", list(accelerator.ALGORITHMS))
+    def test_every_algorithm_can_be_made_from_few_to_many_environments(self, name):
+        for num_envs in (2**6, 2**17):
+            algorithm = accelerator.make(name, num_envs)
+            state = jax.eval_shape(algorithm.init, jax.random.key(0))
+            assert any(num_envs in x.shape for x in jax.tree.leaves(state.env_carry))
+
+
+class TestGpuScript:
+    def run(self, **variables):
+        environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"} | variables
+        call = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--help"]
+        return subprocess.run(call, env=environment, capture_output=True, text=True)
+
+    def test_it_runs_without_an_accelerator(self):
+        done = self.run()
+        assert done.returncode == 0, done.stderr
+        assert "cpu" in done.stdout
+        assert "--minutes" in done.stdout
+
+    def test_it_says_what_is_missing(self, tmp_path):
+        done = self.run(WHEELS=str(tmp_path))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "there is no wheel" in done.stderr
+        bare = tmp_path / "python"
+        bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
+        bare.chmod(0o755)
+        done = self.run(PYTHON=str(bare))
+        assert done.returncode == 2
+        assert "lacks jax flax" in done.stderr
+
+
+class TestTables:
+    def test_the_readme_says_what_the_results_say(self):
+        call = [sys.executable, "-m", "benchmarks.tables", "--check"]
+        done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    def test_the_newest_file_with_the_benchmark_counts(self, tmp_path):
+        def write(name, **found):
+            (tmp_path / f"{name}.json").write_text(json.dumps(found))
+
+        write("a", throughput={"rows": [1], "date": "2030-01-02", "device": "d"})
+        write("b", throughput={"rows": [2], "date": "2030-01-01", "device": "d"})
+        write("c", fisher={"rows": [3], "date": "2030-02-01", "device": "d"})
+        write("old", rows=[4])
+        (tmp_path / "list.json").write_text("[]")
+        assert tables.newest("throughput", tmp_path)["rows"] == [1]
+        assert tables.newest("peers", tmp_path) is None
+
+    def test_only_what_stands_between_the_markers_changes(self):
+        text = "a\n<!-- fast: begin -->\nold\n<!-- fast: end -->\nb\n"
+        new = tables.replace(text, "fast", "| new |")
+        assert new == "a\n<!-- fast: begin -->\n| new |\n<!-- fast: end -->\nb\n"
+        assert tables.replace(new, "fast", "| new |") == new
+        for broken in ("nothing", text + text, "<!-- fast: end --><!-- fast: begin -->"):
+            with pytest.raises(ValueError, match="once each"):
+                tables.replace(broken, "fast", "")
+
+    def test_it_writes_and_it_checks(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(tables, "own_table", lambda name: None)
+        readme = tmp_path / "README.md"
+        sections = [f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in ("learned", "fast")]
+        readme.write_text("".join(sections))
+        learned = {
+            "ppo:CartPole-v1": {"iqm": 499.6, "scored": "training", "verdict": "reached"},
+            "dqn:CartPole-v1": {"iqm": 1.0, "evaluation_iqm": 9.234, "scored": "evaluation"},
+            "ppo:Pendulum-v1": {"iqm": math.nan, "scored": "training", "verdict": "failed"},
+        }
+        (tmp_path / "learning.json").write_text(json.dumps(learned))
+        rows = [
+            {"task": "ppo-4x128", "steps_per_second": 123_456.0, "ratio": spread(0.9)},
+            {"task": "64 seeds", "steps_per_second": 1e6},
+        ]
+        fast = {"throughput": {"rows": rows, "versions": {"jax": "9"}, **CPU}}
+        theirs = {"task": "dqn", "versions": {"rejax": "0.1.3"}, "ratio": spread(2.0), "compile_ratio": None}
+        fast["peers"] = fast["throughput"] | {"rows": [theirs, theirs | {"task": "x"}]}
+        del fast["peers"]["rows"][1]["ratio"]
+        (tmp_path / "some.json").write_text(json.dumps(fast))
+        call = ["--readme", str(readme), "--results", str(tmp_path)]
+        assert tables.main([*call, "--check"]) == 1
+        assert readme.read_text() == "".join(sections)
+        assert tables.main(call) == 0
+        text = readme.read_text()
+        assert "| environment | ppo | dqn |" in text
+        assert "| CartPole-v1 | **500** | 9.23 |" in text
+        assert "| Pendulum-v1 | ~~none~~ |  |" in text
+        assert (
+            "`python -m benchmarks throughput`, Some CPU(R) 9000 @ 2.10GHz, 4 cores, 2030-01-02, jax 9"
+            in text
+        )
+        assert "| ppo-4x128 | 123k | 0.90 [0.45, 1.80] |" in text
+        assert "| dqn | rejax 0.1.3 | 2.00 [1.00, 4.00] |  |" in text
+        assert "| x | rejax 0.1.3 | did not run |  |" in text
+        assert tables.main([*call, "--check"]) == 0
+        assert "as the results say" in capsys.readouterr().out
+        (tmp_path / "learning.json").unlink()
+        assert tables.main(call) == 0  # without results a section stays
+        assert readme.read_text() == text
+        readme.write_text("no markers")
+        assert tables.main(call) == 1
+        assert "<!-- fast: begin -->" in capsys.readouterr().err
+
+
+def test_the_fishers_networks_are_what_their_names_say():
+    for name in fisher.SIZES:
+        size, *_, actions = map(int, name.split("-"))
+        actor = fisher.make_actor(name)
+        policy = actor.apply(actor.init(jax.random.key(0), jnp.zeros(size)), jnp.zeros(size))
+        leaves = jax.tree.leaves(jax.eval_shape(lambda policy=policy: policy))
+        assert leaves[0].shape == (actions,)
+
+
+def test_an_unknown_benchmark_is_a_mistake():
+    call = [sys.executable, "-m", "benchmarks", "nothing"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "No benchmark 'nothing'" in done.stderr
