@@ -1,8 +1,9 @@
-"""The matrix product of the dense layers, with a weight gradient that is fast on CPUs."""
+"""The products of dense and convolutional layers, in the forms that are fast on CPUs."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from pgjax.types import Array
@@ -43,3 +44,32 @@ def dot_general(
 
     rows = x.reshape(-1, x.shape[-1])
     return product(rows, kernel).reshape(*x.shape[:-1], kernel.shape[1])
+
+
+def convolve(
+    x: Array, kernel: Array, strides: Any, padding: Any, *, precision: Any = None, **options: Any
+) -> Array:
+    """As `lax.conv_general_dilated` in a layer without padding; flax's `Conv` takes it in that one's place.
+
+    On CPUs the patches that the kernel sees are laid out and multiplied with it, several times as fast as
+    XLA's convolution and its gradients, above all where networks are mapped over. On other devices nothing is
+    different.
+
+    Args:
+        x: images `[B, H, W, C]`.
+        kernel: `[h, w, C, F]`.
+        strides: all 1.
+        padding: "VALID".
+        precision: as there.
+        **options: as there.
+
+    Returns:
+        `[B, H - h + 1, W - w + 1, F]`.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
+    high, wide, channels, features = kernel.shape
+    height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1
+    patches = [x[:, i : i + height, j : j + width] for i in range(high) for j in range(wide)]
+    rows, weights = jnp.concatenate(patches, -1), kernel.reshape(high * wide * channels, features)
+    return dot_general(rows, weights, (((3,), (0,)), ((), ())), precision)

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from pgjax._matmul import dot_general
+from pgjax._matmul import convolve, dot_general
 from pgjax.distributions import Categorical, DiagGaussian, TanhGaussian
 from pgjax.types import Array, ArrayTree, Network, Params, PRNGKey
 
@@ -146,7 +146,8 @@ class CNN(nn.Module):
         gain = nn.initializers.orthogonal(math.sqrt(2.0))
         x = obs.astype(jnp.result_type(obs, float))
         types = {"dtype": self.dtype, "param_dtype": parameter_dtype(self.param_dtype)}
-        x = nn.Conv(self.channels, (3, 3), padding="VALID", kernel_init=gain, **types)(x)
+        form = {"kernel_init": gain, "conv_general_dilated": convolve}
+        x = nn.Conv(self.channels, (3, 3), padding="VALID", **form, **types)(x)
         x = self.activation(x)
         x = x.reshape(*x.shape[:-3], -1)
         return self.activation(dense(self.hidden, math.sqrt(2.0), self.param_dtype, self.dtype)(x))

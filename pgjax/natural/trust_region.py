@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pgjax._jit import compiled
 from pgjax.types import Array, Numeric, Params
@@ -73,8 +74,8 @@ def backtracking_line_search(
 
         θ' = θ + β^j s,   the smallest j with KL(π ‖ π') ≤ δ, L(θ') > L(θ), and all of it finite
 
-    The candidates are evaluated side by side, so that the search is one batched forward pass. Where none
-    will do, the parameters are returned as they were, to the bit.
+    The search ends with the first candidate that will do, mostly the first of all. Where none will do, the
+    parameters are returned as they were, to the bit.
 
     Args:
         params: θ.
@@ -117,14 +118,25 @@ def backtracking_line_search(
         feasible = (kl <= max_kl) & (improvement > 0) & jnp.isfinite(improvement) & jnp.isfinite(kl) & finite
         return feasible, improvement, kl
 
-    feasible, improvement, kl = jax.vmap(judge)(scales)
-    accepted, first = feasible.any(), jnp.argmax(feasible)
-    new = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), candidate(scales[first]), params)
+    def going_on(search: tuple[Array, tuple[Array, Array, Array]]) -> Array:
+        tried, (feasible, *_) = search
+        return ~feasible & (tried < num_backtracks)
+
+    def try_next(search: tuple[Array, Any]) -> tuple[Array, tuple[Array, Array, Array]]:
+        tried, _ = search
+        return tried + 1, judge(scales[tried])
+
+    unjudged = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(judge, scales[0]))
+    tried, (accepted, improvement, kl) = lax.while_loop(
+        going_on, try_next, (jnp.zeros((), jnp.int32), unjudged)
+    )
+    scale = jnp.where(accepted, scales[tried - 1], 0.0)
+    new = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), candidate(scale), params)
     info = LineSearchInfo(
-        chosen=jnp.where(accepted, first, -1).astype(jnp.int32),
+        chosen=jnp.where(accepted, tried - 1, -1).astype(jnp.int32),
         accepted=accepted,
-        scale=jnp.where(accepted, scales[first], 0.0),
-        improvement=jnp.where(accepted, improvement[first], 0.0),
-        kl=jnp.where(accepted, kl[first], 0.0),
+        scale=scale,
+        improvement=jnp.where(accepted, improvement, 0.0),
+        kl=jnp.where(accepted, kl, 0.0),
     )
     return new, info
