@@ -267,7 +267,6 @@ def reinforce_task() -> Task:
     optimizers = adam(3e-3, None), adam(3e-3, None)
     options = {"num_episodes": num_episodes, "max_steps": max_steps, "num_critic_steps": critic_steps}
     size = num_episodes * max_steps
-    chunks = default_num_chunks(1, size)
 
     def episodes(params: Any, key: Any) -> Any:
         def policy(key: Any, obs: Any) -> Any:
@@ -283,8 +282,8 @@ def reinforce_task() -> Task:
             "rollouts": episodes,
             "passes": passes(lambda p, o: critic.apply(p["critic"], o), jnp.zeros((size, 4)), count=1),
             "gradients": lambda p, key: (
-                descend(score_loss(actor), optimizers[0], p["actor"], 1, made_up(size), chunks),
-                descend(value_loss(critic), optimizers[1], p["critic"], critic_steps, made_up(size), chunks),
+                descend(score_loss(actor), optimizers[0], p["actor"], 1, made_up(size)),
+                descend(value_loss(critic), optimizers[1], p["critic"], critic_steps, made_up(size)),
             ),
         },
         init,

@@ -69,7 +69,7 @@ def advance(
     """
 
     def iteration(key: PRNGKey, progress: Progress, i: Array) -> tuple[Progress, Metrics]:
-        state, metrics = algorithm.step(jax.random.fold_in(key, i), progress.state)
+        state, metrics = algorithm.step(key, progress.state)
         finite = _all_finite((state.learned, metrics))
         healthy = (progress.diverged_at < 0) & finite
         learned = jax.tree.map(
@@ -78,16 +78,19 @@ def advance(
         diverged_at = jnp.where((progress.diverged_at < 0) & ~finite, i, progress.diverged_at)
         return Progress(state._replace(learned=learned), diverged_at), metrics
 
-    batched = _is_batch(run_key)
+    batched, fold = _is_batch(run_key), jax.random.fold_in
     if batched:
         iteration = jax.vmap(iteration, in_axes=(0, 0, None))
+        fold = jax.vmap(fold, in_axes=(0, None))
+    # all at once: in the loop it would cost as much as ten steps of an environment
+    keys = jax.vmap(lambda i: fold(run_key, i))(start + jnp.arange(size))
 
     shapes = jax.eval_shape(iteration, run_key, progress, jnp.asarray(start))[1]
     axis = 1 if batched else 0
     buffer = jax.tree.map(lambda m: jnp.zeros((*m.shape[:axis], size, *m.shape[axis:]), m.dtype), shapes)
 
     def body(offset: Array, loop: tuple[Progress, Metrics]) -> tuple[Progress, Metrics]:
-        progress, metrics = iteration(run_key, loop[0], start + offset)
+        progress, metrics = iteration(keys[offset], loop[0], start + offset)
         buffer = jax.tree.map(
             lambda rows, row: lax.dynamic_update_index_in_dim(rows, row, offset, axis), loop[1], metrics
         )

@@ -125,10 +125,10 @@ def make(
             Learned(params, optimizer.init(params), snapshots), env_carry, nothing, jnp.zeros((), jnp.int32)
         )
 
-    def update(state: State, inputs: tuple[PRNGKey, Array]) -> tuple[State, Metrics]:
-        key, worker = inputs
+    def update(loop: tuple[State, Any], inputs: tuple[PRNGKey, Array, Array]) -> tuple[Any, Metrics]:
+        (state, snapshot), (key, worker, following) = loop, inputs
         params, opt_state, snapshots = state.learned
-        snapshot, env_carry = jax.tree.map(lambda x: x[worker], (snapshots, state.env_carry))
+        env_carry = jax.tree.map(lambda x: x[worker], state.env_carry)
 
         def policy(key: PRNGKey, obs: ArrayTree) -> tuple[Array, Array]:
             return network.apply(snapshot, obs)[0].sample_and_log_prob(key)
@@ -156,7 +156,12 @@ def make(
             (snapshots, state.env_carry, state.copied_at),
             (params, env_carry, count),
         )
-        return State(Learned(params, opt_state, snapshots), env_carries, copied_at, count), metrics
+        # read after it was written, so that the compiler needs no second copy of all workers'
+        snapshot = jax.tree.map(lambda x: x[following], snapshots)
+        return (
+            State(Learned(params, opt_state, snapshots), env_carries, copied_at, count),
+            snapshot,
+        ), metrics
 
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
         order_key, update_key = jax.random.split(key)
@@ -164,8 +169,9 @@ def make(
             workers = jax.random.randint(order_key, (num_updates,), 0, num_active)
         else:
             workers = (state.num_updates + jnp.arange(num_updates)) % num_active
-        inputs = jax.random.split(update_key, num_updates), workers
-        state, metrics = scan_ahead(update, state, inputs)
+        inputs = jax.random.split(update_key, num_updates), workers, jnp.roll(workers, -1)
+        first = jax.tree.map(lambda x: x[workers[0]], state.learned.snapshots)
+        (state, _), metrics = scan_ahead(update, (state, first), inputs)
         env_steps = jnp.asarray(num_envs * num_steps * num_updates, jnp.int32)
         return state, reduce_updates(metrics) | {"env_steps": env_steps}
 
