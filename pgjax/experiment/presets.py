@@ -135,8 +135,8 @@ _CLIFF = dict(steps=20_000, gamma=1.0)
 _LAKE = dict(epsilon_start=1.0, exploration_steps=100_000)
 # An image with one pixel set is a table's row, and a linear Q on it the table.
 _SEA_TABLE = dict(steps=100_000, epsilon_start=1.0, exploration_steps=50_000)
-# Without replay, many environments are what makes a gradient step's batch. Clipped to a norm, as in DQN, the
-# values of a network run away: batches with an end in them have the large errors.
+# Without replay, many environments are what makes a gradient step's batch. Clipped to a norm, the values of a
+# network ran away in trials.
 _ONLINE = dict(
     network=dict(torso="mlp", hidden=(64, 64), activation="relu"),
     optimizer=dict(name="adam", learning_rate=1e-3),
