@@ -381,7 +381,8 @@ def torso() -> networks.MLP:
 def from_replay(obs: Any, action: Any) -> dict[str, Any]:
     size = len(obs)
     flags = jnp.zeros(size, bool)
-    return {"obs": obs, "action": action, "reward": jnp.ones(size), "next_obs": obs, "terminated": flags}
+    # other observations, or the compiler would make two equal passes once
+    return {"obs": obs, "action": action, "reward": flags + 1.0, "next_obs": obs + 1.0, "terminated": flags}
 
 
 def dqn_task() -> Task:
@@ -398,21 +399,19 @@ def dqn_task() -> Task:
         policy = pgjax.epsilon_greedy(q_network.apply(params, obs), epsilon=0.1)
         return policy.sample(key), jnp.zeros(len(obs))
 
-    def loss(params: Any, b: Any) -> Any:
-        value, target = (
-            q_network.apply(params, b["obs"]),
-            q_network.apply(lax.stop_gradient(params), b["next_obs"]),
-        )
-        return pgjax.q_learning_loss(
-            value, b["action"], b["reward"], target, b["terminated"], gamma=0.99
-        ).mean()
+    def loss(target_params: Any, params: Any, b: Any) -> Any:
+        value, next_value = q_network.apply(params, b["obs"]), q_network.apply(target_params, b["next_obs"])
+        common = value, b["action"], b["reward"], next_value
+        return pgjax.q_learning_loss(*common, b["terminated"], gamma=0.99).mean()
 
     return Task(
         dqn.make(*env, q_network, optimizer, **options),
         REPLAY["num_envs"] * updates,
         {
             "rollouts": acting(env, REPLAY["num_envs"], 1, act, updates),
-            "gradients": lambda p, key: descend(loss, optimizer, p, updates * gradient_steps, fixed),
+            "gradients": lambda p, key: descend(
+                functools.partial(loss, p), optimizer, p, updates * gradient_steps, fixed
+            ),
         },
         lambda key: q_network.init(key, jnp.zeros(4)),
         "CartPole-v1, 8 environments, one batch of 128 for every 8 steps, 64-64 relu",

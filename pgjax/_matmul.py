@@ -34,16 +34,17 @@ def dot_general(
 
     @jax.custom_jvp
     def product(x: Array, kernel: Array) -> Array:
-        return lax.dot_general(x, kernel, (((1,), (0,)), ((), ())), precision=precision, **options)
+        return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
 
     @product.defjvp
     def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-        stored = lax.optimization_barrier(x.T)
-        return product(x, kernel), product(x_tangent, kernel) + product(stored.T, kernel_tangent)
+        # batch axes stay as they are: flattened they would be gathered where one is spread over devices
+        stored = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
+        from_kernel = product(jnp.moveaxis(stored, 0, -1), kernel_tangent)
+        return product(x, kernel), product(x_tangent, kernel) + from_kernel
 
-    rows = x.reshape(-1, x.shape[-1])
-    return product(rows, kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    return product(x, kernel)
 
 
 def convolve(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from programs import equations
 
 import pgjax
 from pgjax import networks
@@ -27,15 +28,6 @@ def noisy(carry, x):
 
 def rows(num_steps):
     return jax.random.split(jax.random.key(0), num_steps), jnp.linspace(0.0, 1.0, num_steps)
-
-
-def equations(jaxpr):
-    """All equations of the loop bodies of a program, jits dissolved."""
-    for eqn in jaxpr.eqns:
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")):
-            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
-                yield from equations(getattr(inner, "jaxpr", inner))
-        yield eqn.primitive.name
 
 
 def loop_body(function, *inputs):

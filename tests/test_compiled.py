@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 import zoo
+from programs import equations
 
 import pgjax
 from pgjax import networks
@@ -20,15 +21,6 @@ from pgjax.algorithms import a2c, dqn, ppo, sac, td3, trpo
 
 KEY = jax.random.key(0)
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def equations(jaxpr):
-    """Names of all operations of a program, those inside its loops too."""
-    for eqn in jaxpr.eqns:
-        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")):
-            if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
-                yield from equations(getattr(inner, "jaxpr", inner))
-        yield eqn.primitive.name
 
 
 def operations(algorithm):

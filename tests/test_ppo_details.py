@@ -1,5 +1,6 @@
 """Details of PPO that are numbers: each switches off at one end, and the study of all combinations."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 from zoo import GAUSSIAN, MASKED, PENDULUM, ZOO, separate, shared
 
 from pgjax.experiment import presets
@@ -168,13 +170,13 @@ class TestStudy:
             plain = presets.build(presets.preset("ppo", "CartPole-v1", **changes))
             learned = jax.eval_shape(plain.init, KEY).learned
             learned = learned._replace(
-                params=params,
+                params=dataclasses.replace(learned.params, vector=ravel_pytree(params)[0]),
                 opt_state=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), learned.opt_state),
             )
             if column == 0:
                 moments = state.learned.obs_moments, state.learned.reward_scaling
                 learned = learned._replace(obs_moments=moments[0], reward_scaling=moments[1])
-            expected = jax.jit(plain.step)(KEY, state._replace(learned=learned))[0].learned.params
+            expected = jax.jit(plain.step)(KEY, state._replace(learned=learned))[0].learned.params.tree
             moved = jax.tree.map(jnp.subtract, expected, params)
             assert all(jnp.abs(x).max() > 1e-4 for x in jax.tree.leaves(moved))
             chex.assert_trees_all_close(step(values[:, column], state), expected, rtol=1e-5, atol=1e-6)
