@@ -124,8 +124,8 @@ def test_the_compiled_update_sorts_nothing(compiled_ppo):
 
 
 def test_a_step_of_a_rollout_runs_no_more_operations_than_it_did(compiled_ppo):
-    """31 on jax 0.10.2: 9 of the environment, 9 of the policy, 6 stores, 7 copies."""
-    assert 0 < compiled_ppo["rollout"] <= 31
+    """31 on jax 0.10.2, of which 7 copy what the loop carries, and 32 on 0.11.2."""
+    assert 0 < compiled_ppo["rollout"] <= 32
 
 
 def test_a_gradient_step_runs_no_more_operations_than_it_did(compiled_ppo):
