@@ -111,6 +111,8 @@ def result_file(where: Mapping[str, Any], folder: pathlib.Path) -> pathlib.Path:
 def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> pathlib.Path:
     """Put a benchmark's rows into the file of this device and day, and write that file's tables anew.
 
+    Rows with a `task` replace those of the same tasks only.
+
     Args:
         name: of the benchmark, a module of this package.
         rows: what it measured.
@@ -123,6 +125,13 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
     where = about()
     path = result_file(where, folder)
     found = json.loads(path.read_text()) if path.exists() else {}
+    measured = {row.get("task") for row in rows}
+    kept = [row for row in found.get(name, {}).get("rows", []) if row.get("task", None) not in measured]
+    if None not in measured:  # a part of the tasks: the others of the day stay, in the order of before
+        order = [row["task"] for row in found.get(name, {}).get("rows", [])]
+        rows = sorted(
+            [*kept, *rows], key=lambda row: order.index(row["task"]) if row["task"] in order else len(order)
+        )
     found[name] = {"rows": rows, **where, **more}
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(found, indent=1) + "\n")
