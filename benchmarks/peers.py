@@ -116,15 +116,13 @@ def chosen(arguments: argparse.Namespace) -> list[str]:
 
 
 def measure(arguments: argparse.Namespace) -> harness.Rows:
-    """One row for every task that was chosen; those of other tasks, measured here today, are kept."""
+    """One row for every task that was chosen."""
     names = chosen(arguments)
     rows = []
     for name in names:
         rows.append(_row(name, TASKS[name], 1 if arguments.quick else arguments.turns, arguments.quick))
         print(name, _brief(rows[-1]), file=sys.stderr, flush=True)
-    kept = [] if arguments.quick else [row for row in _earlier(arguments.results) if row["task"] not in names]
-    order = list(TASKS)
-    return sorted(rows + kept, key=lambda row: order.index(row["task"]))
+    return rows
 
 
 def _row(name: str, task: Task, turns: int, quick: bool) -> dict[str, Any]:
@@ -178,12 +176,6 @@ def _check_same(ours: dict[str, float], theirs: dict[str, float]) -> None:
         return
     if abs(ours["result"] - theirs["result"]) > 1e-4 * abs(theirs["result"]):
         raise RuntimeError(f"The two sides compute different things: {ours['result']}, {theirs['result']}.")
-
-
-def _earlier(results: pathlib.Path) -> harness.Rows:
-    path = harness.result_file(harness.about(), results)
-    found = json.loads(path.read_text()) if path.exists() else {}
-    return [row for row in found.get("peers", {}).get("rows", []) if row["task"] in TASKS]
 
 
 def _brief(row: dict[str, Any]) -> str:

@@ -18,9 +18,6 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-# one CPU device for each core, so that seeds can be spread over them; a single training uses one of them
-os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -638,6 +635,8 @@ def main(argv: list[str] | None = None) -> int:
     names = [*TASKS, SEEDS]
     parser = harness.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
+    # one device for each core, so that seeds can be spread over them; a single training uses one of them
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     return harness.run("throughput", measure, table, parser.parse_args(argv))
 
 

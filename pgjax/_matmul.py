@@ -50,24 +50,26 @@ def dot_general(
 def convolve(
     x: Array, kernel: Array, strides: Any, padding: Any, *, precision: Any = None, **options: Any
 ) -> Array:
-    """As `lax.conv_general_dilated` in a layer without padding; flax's `Conv` takes it in that one's place.
+    """As `lax.conv_general_dilated` in a plain layer of images; flax's `Conv` takes it in that one's place.
 
-    On CPUs the patches that the kernel sees are laid out and multiplied with it, several times as fast as
-    XLA's convolution and its gradients, above all where networks are mapped over. On other devices nothing is
+    On CPUs the patches that the kernel sees are laid out and multiplied with it, which is faster than XLA's
+    convolution and its gradients. On other devices, and with padding, strides or dilation, nothing is
     different.
 
     Args:
         x: images `[B, H, W, C]`.
         kernel: `[h, w, C, F]`.
-        strides: all 1.
-        padding: "VALID".
+        strides: as there.
+        padding: as there.
         precision: as there.
         **options: as there.
 
     Returns:
-        `[B, H - h + 1, W - w + 1, F]`.
+        `[B, H', W', F]`.
     """
-    if jax.default_backend() != "cpu":
+    dilated = any(step != 1 for name in ("lhs_dilation", "rhs_dilation") for step in options.get(name) or ())
+    plain = padding == "VALID" and all(step == 1 for step in strides) and not dilated
+    if jax.default_backend() != "cpu" or not plain or options.get("feature_group_count", 1) != 1:
         return lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
     high, wide, channels, features = kernel.shape
     height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1

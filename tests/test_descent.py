@@ -1,6 +1,7 @@
 """Gradients in chunks, and the product whose gradient is fast on CPUs."""
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ from jax import lax
 
 import pgjax
 from pgjax import descent, networks
-from pgjax._matmul import dot_general
+from pgjax._matmul import convolve, dot_general
 from pgjax.algorithms import ppo
 
 KEY = jax.random.key(0)
@@ -118,6 +119,26 @@ class TestProduct:
             lambda f: lambda *a: jax.linearize(f, *a)[1](*a),
         ):
             chex.assert_trees_all_close(transform(fast)(x, kernel), transform(plain)(x, kernel), rtol=1e-9)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"strides": (2, 2)}, {"padding": "SAME"}, {"kernel_dilation": 2}, {"feature_group_count": 2}],
+        ids=str,
+    )
+    def test_a_convolution_and_its_gradients_are_those_of_lax(self, options, x64, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+        images = jax.random.normal(KEY, (3, 7, 6, 2))
+        forms = [
+            nn.Conv(4, (3, 3), param_dtype=float, conv_general_dilated=form,
+                    **{"padding": "VALID"} | options)
+            for form in (convolve, lax.conv_general_dilated)
+        ]  # fmt: skip
+        params = forms[0].init(KEY, images)
+        found, wanted = (
+            jax.value_and_grad(lambda p, x, f=f: jnp.sin(f.apply(p, x)).sum(), (0, 1))(params, images)
+            for f in forms
+        )
+        chex.assert_trees_all_close(found, wanted, rtol=1e-9)
 
     def test_it_can_be_mapped_over_networks(self, x64):
         x, kernel = self.arguments((7,))

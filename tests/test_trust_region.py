@@ -48,6 +48,20 @@ class TestLineSearch:
         improvement, kl = quadratic(new)
         np.testing.assert_allclose([info.improvement, info.kl, info.scale], [improvement, kl, 0.5**chosen])
 
+    def test_nothing_is_evaluated_beyond_the_first_feasible_candidate(self):
+        seen = []
+
+        def evaluate(x):
+            jax.debug.callback(lambda x: seen.append(float(x)), x)
+            return quadratic(x)
+
+        _, info = pgjax.backtracking_line_search(
+            jnp.array(0.0), jnp.array(2.5), evaluate, max_kl=10.0, backtrack=0.5
+        )
+        jax.effects_barrier()
+        assert info.chosen == 1
+        assert seen == [2.5, 1.25]
+
     @pytest.mark.parametrize("full_step", [-1.0, 0.0, 1e9, np.nan, np.inf])
     def test_without_one_nothing_changes(self, full_step):
         params = {"a": jnp.array([0.1, -0.0]), "b": jnp.array(3, jnp.int32)}

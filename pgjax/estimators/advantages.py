@@ -34,6 +34,10 @@ def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, 
         Array([2., 0.], dtype=float32)
     """
     reward, value, next_value, terminated = time_major(reward, value, next_value, terminated)
+    return _td_error(reward, value, next_value, terminated, gamma)
+
+
+def _td_error(reward: Array, value: Array, next_value: Array, terminated: Array, gamma: Numeric) -> Array:
     return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
 
@@ -80,7 +84,7 @@ def gae(
     def coefficients(
         reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array
     ) -> tuple[Array, Array]:
-        delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+        delta = _td_error(reward, value, next_value, terminated, gamma)
         return delta, jnp.where(terminated | truncated, 0.0, gamma * lambda_)
 
     return fused_recurrence(coefficients, (reward, value, next_value, terminated, truncated), 0.0)

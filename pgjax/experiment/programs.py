@@ -118,6 +118,8 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
     begin, seconds = time.perf_counter(), 0.0
     preset, seeds = settings.preset, settings.seeds
     rows, num_devices = layout(settings)
+    if settings.shard == "data" and preset.options.get("num_chunks", 0) is None:
+        preset = presets.change(preset, num_chunks=1)  # every chunk would be summed over the devices
     hyper, made = presets.hyper(preset), presets.environment(preset)
     if start is None:
         keys = store.seed_keys(settings.seed, rows)
