@@ -14,6 +14,8 @@ import pgjax
 from pgjax import descent, networks
 from pgjax._matmul import convolve, dot_general
 from pgjax.algorithms import ppo
+from pgjax.experiment import presets, programs
+from pgjax.experiment.store import Settings
 
 KEY = jax.random.key(0)
 DENSE = (((1,), (0,)), ((), ()))
@@ -205,3 +207,19 @@ class TestRaveled:
 
         with pytest.raises(ValueError, match="parameters of one type"):
             networks.Raveled(Mixed()).init(KEY, jnp.zeros(4))
+
+
+def test_a_run_that_spreads_its_environments_takes_whole_minibatches(monkeypatch):
+    """Every chunk would be summed over the devices; seeds that are spread keep theirs."""
+    chosen = {}
+
+    def build(preset, hyper, made):
+        chosen[settings.shard] = preset.options["num_chunks"]
+        raise InterruptedError
+
+    monkeypatch.setattr(presets, "build", build)
+    for shard in ("data", "seed"):
+        settings = Settings(presets.preset("ppo", "CartPole-v1"), seeds=1, shard=shard, devices=1)
+        with pytest.raises(InterruptedError):
+            programs.compile_programs(settings)
+    assert chosen == {"data": 1, "seed": None}
