@@ -10,6 +10,7 @@ pair, pgjax's steps per second over the peer's. A training goes on from turn to 
 the random steps before the first gradient step are in none of them, and nothing is evaluated. What cannot
 be the same:
 
+- Parameters of pgjax lie in one vector, as they do in `pgjax.experiment.make`.
 - rejax trains in the same environment object, behind an adapter for the interface of gymnax 0.0.9 that it
   expects (`_peers/rejax_side.py`). `ppo-default` has the defaults of `rejax.PPO.create`, `ppo-cartpole`
   those of rejax's configuration file for CartPole-v1. rejax draws batches without replacement (pgjax with),
@@ -20,6 +21,9 @@ be the same:
   SBX does not clip the gradient of DQN.
 - rlax gets its discount, which is 0 at an end, ready made; pgjax takes two flags. rlax cannot tell an end
   by time from any other.
+
+Trainings of fewer than 512 environments have one thread of XLA on both sides (`PJRT_NPROC=1`), as the command
+`pgjax train` arranges for them; set the variable yourself for another number.
 
 Seconds to compile are those from Python to the executable of a whole training, from a key, without any
 cache, up to three times by turns. Stable-Baselines3 compiles nothing, SBX parts of its program when they
@@ -39,6 +43,7 @@ from typing import Any
 
 from benchmarks import harness
 from benchmarks._peers.tasks import MODULES, QUICK, TASKS, TOLD, Task
+from pgjax.experiment import threads
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADVICE = 'python -m pip install -e ".[peers]"'
@@ -59,7 +64,7 @@ class Worker:
         self.process = subprocess.Popen(
             call,
             cwd=ROOT,
-            env=_environment(quick),
+            env=_environment(TASKS[task], quick),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -91,9 +96,14 @@ class Worker:
         self.errors.close()
 
 
-def _environment(quick: bool) -> dict[str, str]:
-    """Nothing cached between runs, nothing reserved on an accelerator that two processes share."""
+def _environment(task: Task, quick: bool) -> dict[str, str]:
+    """Nothing cached between runs, nothing reserved on an accelerator that two processes share.
+
+    Small trainings have one thread of XLA on both sides, as they do in `pgjax train`.
+    """
     found = dict(os.environ)
+    if task.algorithm != "gae" and task.options["num_envs"] < threads.SMALL:
+        found.setdefault("PJRT_NPROC", "1")
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_DISABLE_MOST_OPTIMIZATIONS"):
         found.pop(name, None)
     found |= {"JAX_ENABLE_COMPILATION_CACHE": "false", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

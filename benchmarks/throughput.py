@@ -5,6 +5,8 @@ process, run the parts that it cannot do without, each compiled alone: its rollo
 with their random numbers), the critic's passes over what was collected, and its gradient steps on a fixed
 batch. The sum of their times is the floor; what a training needs beyond it goes into estimators, shuffling,
 replay, metrics and the bookkeeping of seeds and iterations. The ratio is floor over training, 1 at best.
+Trainings and parts have one thread of XLA, as small runs of `pgjax train` do: `pgjax.experiment.threads`
+says why.
 
 PPO at three sizes, and 64 seeds of the small one on all cores, stand beside PureJaxRL by the figures that it
 had on another day, scaled by the floors of both days (it is no package that could be installed).
@@ -14,6 +16,8 @@ had on another day, scaled by the floors of both days (it is no package that cou
 
 import functools
 import os
+import pathlib
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,6 +33,7 @@ from pgjax import networks
 from pgjax.algorithms import a2c, a3c, acktr, actor_critic, ddpg, dqn, npg, ppo, reinforce, sac, td3, trpo
 from pgjax.descent import default_num_chunks, mean_gradient
 from pgjax.experience import follow
+from pgjax.experiment import threads
 from pgjax.natural.kfac import factors, kfac_optimizer, refresh
 
 # PureJaxRL's steps per second on CartPole-v1 and the floor of the same day, critic passes not counted
@@ -635,9 +640,20 @@ def main(argv: list[str] | None = None) -> int:
     names = [*TASKS, SEEDS]
     parser = harness.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    # one device for each core, so that seeds can be spread over them; a single training uses one of them
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    return harness.run("throughput", measure, table, parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    seeds = SEEDS in arguments.only
+    if arguments.only == [SEEDS]:  # a device for each core
+        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    else:
+        threads.choose_threads(1)
+        arguments.only = [name for name in arguments.only if name != SEEDS]
+    status = harness.run("throughput", measure, table, arguments)
+    if seeds and arguments.only != [SEEDS]:  # in a process of its own, since here there is one device
+        call = [sys.executable, "-m", "benchmarks.throughput", "--only", SEEDS]
+        call += ["--turns", str(arguments.turns), "--results", str(arguments.results)]
+        call += ["--quick"] if arguments.quick else []
+        status |= subprocess.run(call, cwd=pathlib.Path(__file__).parents[1]).returncode
+    return status
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
 from pgjax.metrics import explained_variance, surrogate_improvement
-from pgjax.minibatch import minibatch_descent, to_shards
+from pgjax.minibatch import by_time, minibatch_descent, to_batch, to_shards
 from pgjax.natural.fisher import CGInfo, natural_gradient
 from pgjax.rollouts import EnvCarry, reset_envs, rollout
 from pgjax.types import (
@@ -98,6 +98,10 @@ def natural_step(
     Returns:
         The step, before any scaling.
     """
+    seen = jax.tree.map(lambda x: x[::fisher_stride], traj.obs)
+    if num_chunks == 1:  # otherwise they are of time, so that all environments have a part in each
+        seen = to_batch(seen)
+    traj, advantage = to_batch((traj, advantage))
     old = jax.lax.stop_gradient(actor.apply(params, traj.obs))
     old_log_prob = old.log_prob(traj.action)
 
@@ -107,7 +111,6 @@ def natural_step(
         return improvement, old.kl(new).mean()
 
     gradient = jax.grad(lambda params: surrogate(params)[0])(params)
-    seen = jax.tree.map(lambda x: x[::fisher_stride], traj.obs)
     direction, cg = natural_gradient(
         actor.apply, params, seen, gradient, damping=damping, cg_iters=cg_iters, num_chunks=num_chunks
     )
@@ -201,7 +204,10 @@ def make(
             return actor.apply(learned.actor_params, obs).sample_and_log_prob(key)
 
         env_carry, traj, stats = rollout(act_key, state.env_carry, policy, env, env_params, num_steps)
-        value, next_value = (critic.apply(learned.critic_params, obs) for obs in (traj.obs, traj.next_obs))
+        value, next_value = (
+            by_time(critic.apply(learned.critic_params, to_batch(obs)), num_steps)
+            for obs in (traj.obs, traj.next_obs)
+        )
         advantage = gae(
             traj.reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
         )

@@ -10,6 +10,7 @@ from pgjax.estimators.off_policy import importance_ratio, vtrace
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
 from pgjax.metrics import explained_variance
+from pgjax.minibatch import by_time, to_batch
 from pgjax.types import Array, Metrics, Network, Numeric, Transition
 
 
@@ -45,20 +46,25 @@ def window_gradient(
         Mnih et al. 2016, Asynchronous methods for deep RL, algorithm S3; Espeholt et al. 2018, IMPALA,
         section 4.2 (`corrected`).
     """
-    policy, value = network.apply(params, traj.obs)
-    next_value = network.apply(params, traj.next_obs)[1]
+    batch = to_batch(traj)
+    policy, value = network.apply(params, batch.obs)
+    next_value = network.apply(params, batch.next_obs)[1]
+    ratio = importance_ratio(policy.log_prob(batch.action), batch.log_prob)
+    num_steps = traj.reward.shape[0]
+    value, next_value, ratio = (by_time(x, num_steps) for x in (value, next_value, ratio))
     common = traj.reward, value, next_value, traj.terminated, traj.truncated
     if corrected:
-        ratio = importance_ratio(policy.log_prob(traj.action), traj.log_prob)
         target, advantage = vtrace(ratio, *common, gamma=gamma, lambda_=lambda_)
     else:
         advantage = gae(*common, gamma=gamma, lambda_=lambda_)
         target = advantage + value
     weight = standardize(advantage) if normalize_advantage else advantage
+    explained = explained_variance(value, target)
+    weight, target = to_batch((weight, target))
 
     def loss(params: Any) -> tuple[Array, Metrics]:
-        policy, value = network.apply(params, traj.obs)
-        policy_loss = score_function_loss(policy.log_prob(traj.action), weight).mean()
+        policy, value = network.apply(params, batch.obs)
+        policy_loss = score_function_loss(policy.log_prob(batch.action), weight).mean()
         value_loss = squared_error_loss(value, target).mean()
         entropy = policy.entropy().mean()
         total = policy_loss + value_coef * value_loss - entropy_coef * entropy
@@ -67,5 +73,5 @@ def window_gradient(
     gradient, metrics = jax.grad(loss, has_aux=True)(params)
     return gradient, metrics | {
         "grad_norm": optax.tree.norm(gradient),
-        "explained_variance": explained_variance(value, target),
+        "explained_variance": explained,
     }

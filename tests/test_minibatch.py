@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pgjax
+from pgjax.minibatch import by_time, to_batch
 
 SHARDS, SIZE, MINIBATCHES, EPOCHS = 2, 12, 3, 4
 
@@ -97,6 +98,15 @@ def test_shards_hold_the_steps_of_their_own_environments_environment_before_time
     np.testing.assert_array_equal(shards["time"], [[0, 1, 2, 0, 1, 2]] * 2)
     np.testing.assert_array_equal(shards["pair"][..., 1], [[0, 0, 0, 1, 1, 1], [2, 2, 2, 3, 3, 3]])
     np.testing.assert_array_equal(shards["pair"][..., 0], shards["time"])
+
+
+def test_a_batch_is_a_rollout_environment_by_environment_and_back():
+    time, env = np.meshgrid(np.arange(3), np.arange(4), indexing="ij")
+    tree = {"time": jnp.asarray(time), "pair": jnp.stack([time, env], -1)}
+    batch = to_batch(tree)
+    np.testing.assert_array_equal(batch["time"], [0, 1, 2] * 4)
+    np.testing.assert_array_equal(batch["pair"][:, 1], np.repeat(np.arange(4), 3))
+    chex.assert_trees_all_equal(by_time(batch, 3), tree)
 
 
 def test_a_minibatch_takes_from_every_shard_its_own_samples(indices):

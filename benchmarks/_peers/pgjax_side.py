@@ -40,6 +40,9 @@ def _clip(task: Task) -> optax.GradientTransformation:
     return optax.identity() if clip == jnp.inf else kind(clip)
 
 
+ravel = networks.Raveled  # as `pgjax.experiment.make` and the command do
+
+
 def _algorithm(task: Task, steps: int) -> tuple[Any, int]:
     """The algorithm, and the steps of its iteration."""
     options, env = dict(task.options), pgjax.envs.make(task.env)
@@ -48,15 +51,16 @@ def _algorithm(task: Task, steps: int) -> tuple[Any, int]:
     rate, clip = options.pop("learning_rate"), _clip(task)
     options.pop("clip", None)
     actor, critic = networks.CategoricalActor(2, torso), networks.Critic(torso.clone())
+    both = ravel(networks.ActorCritic(actor, critic))
     window = options["num_envs"] * options.get("num_steps", 1)
     if task.algorithm == "ppo":
         optimizer = optax.chain(clip, optax.adam(rate, eps=options.pop("adam_eps")))
-        return ppo.make(*env, networks.ActorCritic(actor, critic), optimizer, **options), window
+        return ppo.make(*env, both, optimizer, **options), window
     if task.algorithm == "a2c":
         optimizer = optax.chain(clip, optax.rmsprop(rate, decay=0.99, eps=1e-5))
-        return a2c.make(*env, networks.ActorCritic(actor, critic), optimizer, **options), window
+        return a2c.make(*env, both, optimizer, **options), window
     if task.algorithm == "trpo":
-        return trpo.make(*env, actor, critic, optax.adam(rate, eps=1e-5), **options), window
+        return trpo.make(*env, ravel(actor), ravel(critic), optax.adam(rate, eps=1e-5), **options), window
 
     adam = optax.chain(clip, optax.adam(rate))
     delay = options.get("policy_delay", 1)
@@ -64,13 +68,13 @@ def _algorithm(task: Task, steps: int) -> tuple[Any, int]:
     window *= delay * options["num_updates"]
     if task.algorithm == "dqn":
         options |= {"exploration_steps": 0.1 * steps, "tau": 1.0}
-        return dqn.make(*env, networks.QNetwork(2, torso), adam, **options), window
+        return dqn.make(*env, ravel(networks.QNetwork(2, torso)), adam, **options), window
     bounds = (-2.0,), (2.0,)
-    value = networks.ActionCritic(*bounds, torso.clone())
+    value = ravel(networks.ActionCritic(*bounds, torso.clone()))
     if task.algorithm == "sac":
-        squashed = networks.TanhGaussianActor(*bounds, torso)
+        squashed = ravel(networks.TanhGaussianActor(*bounds, torso))
         return sac.make(*env, squashed, value, adam, adam, adam, **options), window
-    actor = networks.DeterministicActor(*bounds, torso)
+    actor = ravel(networks.DeterministicActor(*bounds, torso))
     options |= {"num_steps": delay, "num_gradient_steps": delay}
     return td3.make(*env, actor, value, adam, adam, **options), window
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from pgjax.metrics import approximate_kl
+from pgjax.minibatch import to_batch
 from pgjax.rollouts import EnvCarry, reset_envs, rollout
 from pgjax.types import Algorithm, Array, ArrayTree, Environment, Metrics, Network, Numeric, PRNGKey
 from pgjax.windows import window_gradient
@@ -100,10 +101,11 @@ def make(
         )
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         new_params = optax.apply_updates(params, updates)
-        log_prob = network.apply(new_params, traj.obs)[0].log_prob(traj.action)
+        batch = to_batch(traj)
+        log_prob = network.apply(new_params, batch.obs)[0].log_prob(batch.action)
         metrics |= stats.metrics() | {
             "env_steps": jnp.asarray(num_envs * num_steps, jnp.int32),
-            "approx_kl": approximate_kl(log_prob, traj.log_prob).mean(),
+            "approx_kl": approximate_kl(log_prob, batch.log_prob).mean(),
         }
         return State(Learned(new_params, opt_state), env_carry), metrics
 

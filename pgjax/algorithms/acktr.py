@@ -10,6 +10,7 @@ from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
 from pgjax.metrics import explained_variance, surrogate_improvement
+from pgjax.minibatch import by_time, to_batch
 from pgjax.natural.kfac import KFACOptimizer, OptimizerState, factors, refresh
 from pgjax.rollouts import EnvCarry, EpisodeStats, reduce_updates, reset_envs, rollout
 from pgjax.types import (
@@ -138,25 +139,25 @@ def make(
         """An optimizer that has seen one batch and moved nothing."""
         start = optimizer.init(params)
         zero = jax.tree.map(jnp.zeros_like, params)
-        found = factors(network.apply, params, obs, key)
+        found = factors(network.apply, params, to_batch(obs), key)
         _, seen = optimizer.update(zero, start, factors=found, refresh_now=False)
         return start._replace(kfac=seen.kfac)
 
-    def improve_actor(key: PRNGKey, learned: Learned, traj: Transition, advantage: Array) -> Any:
+    def improve_actor(key: PRNGKey, learned: Learned, batch: Transition, advantage: Array) -> Any:
         params, opt_state = learned.actor_params, learned.actor_opt_state
 
         def loss(params: Any) -> Any:
-            policy = actor.apply(params, traj.obs)
-            policy_loss = score_function_loss(policy.log_prob(traj.action), advantage).mean()
+            policy = actor.apply(params, batch.obs)
+            policy_loss = score_function_loss(policy.log_prob(batch.action), advantage).mean()
             entropy = policy.entropy().mean()
             return policy_loss - entropy_coef * entropy, (policy, policy_loss, entropy)
 
         gradient, (old, policy_loss, entropy) = jax.grad(loss, has_aux=True)(params)
-        found = factors(actor.apply, params, traj.obs, key)
+        found = factors(actor.apply, params, batch.obs, key)
         updates, opt_state = actor_optimizer.update(gradient, opt_state, factors=found, refresh_now=False)
         params = optax.apply_updates(params, updates)
-        new = actor.apply(params, traj.obs)
-        gain = surrogate_improvement(new.log_prob(traj.action), old.log_prob(traj.action), advantage)
+        new = actor.apply(params, batch.obs)
+        gain = surrogate_improvement(new.log_prob(batch.action), old.log_prob(batch.action), advantage)
         metrics = {
             "policy_loss": policy_loss,
             "entropy": entropy,
@@ -169,14 +170,14 @@ def make(
         }
         return (params, opt_state), metrics
 
-    def improve_critic(key: PRNGKey, learned: Learned, traj: Transition, target: Array) -> Any:
+    def improve_critic(key: PRNGKey, learned: Learned, batch: Transition, target: Array) -> Any:
         params, opt_state = learned.critic_params, learned.critic_opt_state
 
         def loss(params: Any) -> Array:
-            return squared_error_loss(critic.apply(params, traj.obs), target).mean()
+            return squared_error_loss(critic.apply(params, batch.obs), target).mean()
 
         value_loss, gradient = jax.value_and_grad(loss)(params)
-        found = factors(critic.apply, params, traj.obs, key)
+        found = factors(critic.apply, params, batch.obs, key)
         updates, opt_state = critic_optimizer.update(gradient, opt_state, factors=found, refresh_now=False)
         metrics = {"value_loss": value_loss, "critic_trust_scale": opt_state.trust_scale}
         return (optax.apply_updates(params, updates), opt_state), metrics
@@ -185,14 +186,18 @@ def make(
         learned, env_carry = state
         act_key, actor_key, critic_key = jax.random.split(key, 3)
         env_carry, traj, stats = collect(act_key, learned.actor_params, env_carry)
-        value, next_value = (critic.apply(learned.critic_params, obs) for obs in (traj.obs, traj.next_obs))
+        batch = to_batch(traj)
+        value, next_value = (
+            by_time(critic.apply(learned.critic_params, obs), num_steps)
+            for obs in (batch.obs, batch.next_obs)
+        )
         advantage = gae(
             traj.reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
         )
         target = advantage + value
         weight = standardize(advantage) if normalize_advantage else advantage
-        new_actor, actor_metrics = improve_actor(actor_key, learned, traj, weight)
-        new_critic, critic_metrics = improve_critic(critic_key, learned, traj, target)
+        new_actor, actor_metrics = improve_actor(actor_key, learned, batch, to_batch(weight))
+        new_critic, critic_metrics = improve_critic(critic_key, learned, batch, to_batch(target))
         metrics = actor_metrics | critic_metrics | stats.metrics()
         metrics["explained_variance"] = explained_variance(value, target)
         return (Learned(*new_actor, *new_critic), env_carry), metrics

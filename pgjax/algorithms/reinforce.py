@@ -12,6 +12,7 @@ from pgjax.estimators.returns import reward_to_go, time_discount
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
 from pgjax.metrics import approximate_kl, explained_variance
+from pgjax.minibatch import to_batch
 from pgjax.rollouts import episode_stats, rollout_episodes
 from pgjax.types import (
     Algorithm,
@@ -162,12 +163,14 @@ def make(
             return jnp.zeros(valid.shape) if critic is None else critic.apply(learned.critic_params, obs)
 
         traj, valid = rollout_episodes(key, policy, env, env_params, num_episodes, max_steps)
+        stats = episode_stats(traj, valid)
         to_go = reward_to_go(traj.reward, traj.terminated, traj.truncated, gamma=gamma)
         psi = (
             subtract_baseline(to_go, value(traj.obs), valid) if weight is None else weight(traj, valid, value)
         )
         if discount_time:
             psi = psi * time_discount(traj.terminated, traj.truncated, gamma=gamma)
+        traj, psi, to_go, valid = to_batch((traj, psi, to_go, valid))
         gradient, metrics = jax.grad(actor_loss, has_aux=True)(learned.actor_params, traj, psi, valid)
         updates, opt_state = actor_optimizer.update(gradient, learned.actor_opt_state, learned.actor_params)
         actor_params = optax.apply_updates(learned.actor_params, updates)
@@ -175,7 +178,7 @@ def make(
         kl = jnp.mean(approximate_kl(log_prob, traj.log_prob), where=valid)
         learned, critic_metrics = fit_critic(learned, traj, to_go, valid)
         learned = learned._replace(actor_params=actor_params, actor_opt_state=opt_state)
-        metrics |= critic_metrics | episode_stats(traj, valid).metrics()
+        metrics |= critic_metrics | stats.metrics()
         metrics |= {
             "env_steps": valid.sum(dtype=jnp.int32),
             "grad_norm": optax.tree.norm(gradient),

@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: its arguments; None for the process's, which is then the command's own: only then are compiled
-            programs kept for the next one.
+            programs kept for the next one, and XLA's threads chosen.
 
     Returns:
         Exit status: 0; 1 if a seed diverged, in a sweep if none has a return; 2 for a mistake of the user;
@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from pgjax.experiment import compilation
 
             compilation.keep_programs(warn=lambda text: print(f"pgjax: {text}", file=sys.stderr))
+            if args[0] == "train":
+                _choose_threads(args[1:])
         return commands[args[0]](args[1:])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
@@ -639,6 +641,22 @@ def _start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> 
             jax.config.update("jax_num_cpu_devices", wanted)
     coordinator = _peek(args, "--coordinator", "") or None
     _checked(lambda: processes.start(coordinator, given.get("processes"), given.get("process-index")))
+
+
+def _choose_threads(args: list[str]) -> None:
+    """By what is typed, or stands in the run that goes on: to read a preset would start JAX's backend."""
+    from pgjax.experiment import files, threads
+
+    preset = {"environment": _peek(args, "--env", ""), "options": {}, "network": {}}
+    seeds = _peek(args, "--seeds", "1")
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it is said where all of it is read
+        before = files.read_json(Path(_peek(args, "--resume", "")) / "config.json")
+        preset, seeds = before["preset"], str(before["seeds"])
+    typed = _peek(args, "--num-envs", "") or _peek(args, "--num_envs", "")
+    num_envs = int(typed) if typed.isdigit() else preset["options"].get("num_envs", 1)
+    torso = _peek(args, "--network.torso", "") or preset["network"].get("torso", "")
+    images = torso == "cnn" or (not torso and preset["environment"].endswith("MinAtar"))
+    threads.choose_threads(num_envs * int(seeds) if seeds.isdigit() else num_envs, images=images)
 
 
 def _checked(call: Callable[[], Any]) -> Any:
