@@ -79,14 +79,15 @@ def about() -> dict[str, Any]:
     """Where and with what something is measured."""
     import jax
 
-    device = jax.devices()[0]
+    device, now = jax.devices()[0], datetime.datetime.now(datetime.UTC)
     kind = _processor() if device.platform == "cpu" else device.device_kind
     return {
         "device": kind,
         "platform": device.platform,
         "devices": jax.device_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "date": datetime.date.today().isoformat(),
+        "date": now.date().isoformat(),
+        "time": now.strftime("%H:%M"),
         "versions": {"python": platform.python_version()}
         | packages("pgjax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy"),
     }

@@ -40,7 +40,8 @@ def newest(name: str, folder: pathlib.Path) -> dict[str, Any] | None:
         entry = found.get(name) if isinstance(found, dict) else None
         if isinstance(entry, dict) and {"rows", "date", "device"} <= entry.keys():
             entries.append(entry)
-    return max(entries, key=lambda entry: entry["date"], default=None)
+    # two devices on one day: the later; results from before the time was kept have none
+    return max(entries, key=lambda entry: (entry["date"], entry.get("time", "")), default=None)
 
 
 def own_table(name: str) -> Callable[[Any], str] | None:

@@ -264,6 +264,8 @@ class TestTables:
         (tmp_path / "list.json").write_text("[]")
         assert tables.newest("throughput", tmp_path)["rows"] == [1]
         assert tables.newest("peers", tmp_path) is None
+        write("0", throughput={"rows": [5], "date": "2030-01-02", "time": "00:01", "device": "e"})
+        assert tables.newest("throughput", tmp_path)["rows"] == [5]  # on the same day, and says when
 
     def test_only_what_stands_between_the_markers_changes(self):
         text = "a\n<!-- fast: begin -->\nold\n<!-- fast: end -->\nb\n"
