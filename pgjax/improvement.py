@@ -204,10 +204,8 @@ def make(
             return actor.apply(learned.actor_params, obs).sample_and_log_prob(key)
 
         env_carry, traj, stats = rollout(act_key, state.env_carry, policy, env, env_params, num_steps)
-        value, next_value = (
-            by_time(critic.apply(learned.critic_params, to_batch(obs)), num_steps)
-            for obs in (traj.obs, traj.next_obs)
-        )
+        values = [critic.apply(learned.critic_params, to_batch(obs)) for obs in (traj.obs, traj.next_obs)]
+        value, next_value = by_time(values, num_steps)
         advantage = gae(
             traj.reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
         )

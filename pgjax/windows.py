@@ -49,11 +49,11 @@ def window_gradient(
     batch = to_batch(traj)
     policy, value = network.apply(params, batch.obs)
     next_value = network.apply(params, batch.next_obs)[1]
-    ratio = importance_ratio(policy.log_prob(batch.action), batch.log_prob)
     num_steps = traj.reward.shape[0]
-    value, next_value, ratio = (by_time(x, num_steps) for x in (value, next_value, ratio))
+    value, next_value = by_time((value, next_value), num_steps)
     common = traj.reward, value, next_value, traj.terminated, traj.truncated
     if corrected:
+        ratio = by_time(importance_ratio(policy.log_prob(batch.action), batch.log_prob), num_steps)
         target, advantage = vtrace(ratio, *common, gamma=gamma, lambda_=lambda_)
     else:
         advantage = gae(*common, gamma=gamma, lambda_=lambda_)

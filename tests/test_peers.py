@@ -166,10 +166,19 @@ class TestWorkers:
                 failing.ask("turn")
             assert failing.process.poll() is not None
 
+    @pytest.mark.parametrize(
+        ("task", "threads"), [("ppo-4x128", "1"), ("ppo-2048x128", None), ("gae-128x64", None)]
+    )
+    def test_small_trainings_have_one_thread_on_both_sides(self, monkeypatch, task, threads):
+        monkeypatch.delenv("PJRT_NPROC", raising=False)
+        assert peers._environment(tasks.TASKS[task], quick=False).get("PJRT_NPROC") == threads
+        monkeypatch.setenv("PJRT_NPROC", "3")
+        assert peers._environment(tasks.TASKS[task], quick=False)["PJRT_NPROC"] == "3"
+
     def test_nothing_is_cached_between_runs(self, monkeypatch):
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "somewhere")
         monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        found = peers._environment(quick=False)
+        found = peers._environment(tasks.TASKS["ppo-default"], quick=False)
         assert "JAX_COMPILATION_CACHE_DIR" not in found
         assert "JAX_DISABLE_MOST_OPTIMIZATIONS" not in found
         assert found["JAX_ENABLE_COMPILATION_CACHE"] == "false"

@@ -187,10 +187,8 @@ def make(
         act_key, actor_key, critic_key = jax.random.split(key, 3)
         env_carry, traj, stats = collect(act_key, learned.actor_params, env_carry)
         batch = to_batch(traj)
-        value, next_value = (
-            by_time(critic.apply(learned.critic_params, obs), num_steps)
-            for obs in (batch.obs, batch.next_obs)
-        )
+        values = [critic.apply(learned.critic_params, obs) for obs in (batch.obs, batch.next_obs)]
+        value, next_value = by_time(values, num_steps)
         advantage = gae(
             traj.reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
         )
