@@ -116,8 +116,8 @@ _NEVER_THERE = (
 _OWN_STEPS_OR_TABLE = [a for a in ALGORITHMS if a not in ("ppo", "dqn", "sac", *REPLAY_BOXES)]
 WHY |= {(a, "MountainCar-v0"): _NEVER_THERE for a in _OWN_STEPS_OR_TABLE}
 WHY["dqn", "MountainCar-v0"] = (
-    "eight seeds of ten never met the goal by their ε-greedy steps, one only just; one has learned it. Of "
-    "200,000 episodes of uniform actions none did"
+    "eight seeds of ten did not meet the goal in their last 100 episodes, one hardly; one is learning it. Of "
+    "200,000 episodes of uniform actions none met it"
 )
 _STANDS_STILL = (
     "it learns to stand still, for 0: moving costs, and the goal is worth something only once it was met, "
@@ -129,8 +129,8 @@ WHY["reinforce", "MountainCarContinuous-v0"] = (
     "are at 81 or more, five at 0 or less"
 )
 WHY["sac", "FourRooms-misc"] = (
-    "the bonus for entropy ends with the episode: after 51,000 steps the soft value was 13 where the goal is "
-    "worth 1, and all seeds learned to stay away from it"
+    "the bonus for entropy ends with the episode: after 51,000 steps one seed's soft value was 13, where the "
+    "goal is worth 1, and all seeds learned to stay away from it"
 )
 WHY["ppo", "CartPole-v1"] = "one seed of ten averaged 380 over its last 100 episodes, and 500 in evaluation"
 

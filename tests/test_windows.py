@@ -1,0 +1,47 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import pgjax
+from pgjax import networks
+from pgjax.types import Transition
+from pgjax.windows import window_gradient
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_every_sample_has_the_weight_and_the_target_of_its_own_step(corrected, x64, rng):
+    shape = num_steps, num_envs = 4, 3
+    traj = Transition(
+        obs=jnp.asarray(rng.normal(size=(*shape, 2))),
+        action=jnp.asarray(rng.integers(0, 2, shape)),
+        log_prob=jnp.asarray(-rng.uniform(0.2, 1.5, shape)),
+        reward=jnp.asarray(rng.normal(size=shape)),
+        terminated=jnp.asarray(rng.random(shape) < 0.2),
+        truncated=jnp.zeros(shape, bool),
+        next_obs=jnp.asarray(rng.normal(size=(*shape, 2))),
+    )
+    network = networks.ActorCritic(networks.CategoricalActor(2), networks.Critic())
+    params = network.init(jax.random.key(0), traj.obs[0, 0])
+    options = {"gamma": 0.9, "lambda_": 0.8}
+    policy, value = network.apply(params, traj.obs)
+    common = traj.reward, value, network.apply(params, traj.next_obs)[1], traj.terminated, traj.truncated
+    if corrected:
+        ratio = jnp.exp(policy.log_prob(traj.action) - traj.log_prob)
+        target, advantage = pgjax.vtrace(ratio, *common, **options)
+    else:
+        advantage = pgjax.gae(*common, **options)
+        target = advantage + value
+    assert np.unique(advantage.round(9)).size == num_steps * num_envs  # an order that is wrong would show
+
+    def loss(params):
+        policy, value = network.apply(params, traj.obs)
+        terms = -policy.log_prob(traj.action) * advantage
+        terms += 0.5 * pgjax.squared_error_loss(value, target) - 0.01 * policy.entropy()
+        return terms.mean()
+
+    gradient, _ = window_gradient(
+        network, params, traj, value_coef=0.5, entropy_coef=0.01, corrected=corrected, **options
+    )
+    chex.assert_trees_all_close(gradient, jax.grad(loss)(params), rtol=1e-9, atol=1e-12)
