@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pgjax._random import flat_draw
 from pgjax.types import Array, Numeric, PRNGKey
 
 _LOG_2PI = math.log(2.0 * math.pi)
@@ -67,7 +68,9 @@ class Categorical(NamedTuple):
 
     def sample(self, key: PRNGKey) -> Array:
         """One action per batch entry, int32 `[...]`."""
-        return jax.random.categorical(key, self.log_probs).astype(jnp.int32)  # int64 where x64 is on
+        log_probs = self.log_probs
+        noise = flat_draw(jax.random.gumbel, key, log_probs.shape, log_probs.dtype)
+        return jnp.argmax(noise + log_probs, -1).astype(jnp.int32)  # int64 where x64 is on
 
     def sample_and_log_prob(self, key: PRNGKey) -> tuple[Array, Array]:
         """An action and its log-probability, both `[...]`."""
@@ -118,7 +121,7 @@ class DiagGaussian(NamedTuple):
 
     def sample(self, key: PRNGKey) -> Array:
         """One action per batch entry, `[..., D]`; differentiable in the parameters."""
-        noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        noise = flat_draw(jax.random.normal, key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(self.clipped_log_std) * noise
 
     def sample_and_log_prob(self, key: PRNGKey) -> tuple[Array, Array]:

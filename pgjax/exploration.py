@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from pgjax._jit import compiled
+from pgjax._random import flat_draw
 from pgjax.distributions import Categorical
 from pgjax.types import Array, Numeric, PRNGKey
 
@@ -140,7 +141,7 @@ def gaussian_noise(
         >>> gaussian_noise(jax.random.key(0), (2, 3), std=0.1).shape
         (2, 3)
     """
-    return jnp.clip(std * jax.random.normal(key, shape), -noise_clip, noise_clip)
+    return jnp.clip(std * flat_draw(jax.random.normal, key, shape), -noise_clip, noise_clip)
 
 
 @compiled()
@@ -173,7 +174,7 @@ def ornstein_uhlenbeck_noise(
         >>> ornstein_uhlenbeck_noise(jax.random.key(0), jnp.array([1.0]), sigma=0.0)
         Array([0.85], dtype=float32)
     """
-    chance = jax.random.normal(key, noise.shape, noise.dtype)
+    chance = flat_draw(jax.random.normal, key, noise.shape, noise.dtype)
     return noise - theta * dt * noise + sigma * jnp.sqrt(dt) * chance
 
 

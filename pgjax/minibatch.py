@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._random import flat_draw
 from pgjax.descent import default_num_chunks, mean_gradient
 from pgjax.types import Array, ArrayTree, Params, PRNGKey
 
@@ -235,7 +236,7 @@ def _permutations(key: PRNGKey, num: int, size: int) -> Array:
     Hoang, Morris & Rogaway 2012, An enciphering scheme based on a card shuffle, figure 1; the bit is a
     multiply-shift hash (Dietzfelbinger et al. 1997) with fresh random constants in every round.
     """
-    constants = jax.random.bits(key, (3, 24, num, 1), jnp.uint32)
+    constants = flat_draw(jax.random.bits, key, (3, 24, num, 1), jnp.uint32)
     reflections = (constants[0] % size).astype(jnp.int32)
     multipliers, offsets = constants[1] | 1, constants[2]
     x = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (num, size))

@@ -14,6 +14,7 @@ parameters.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -25,6 +26,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from pgjax._matmul import convolve, dot_general
+from pgjax._random import flat_draw
 from pgjax.distributions import Categorical, DiagGaussian, TanhGaussian
 from pgjax.types import Array, ArrayTree, Network, Params, PRNGKey
 
@@ -57,6 +59,37 @@ def parameter_dtype(param_dtype: DTypeLike | None = None) -> Any:
     return dtype
 
 
+def orthogonal(scale: float) -> Callable[..., Array]:
+    """As `jax.nn.initializers.orthogonal`, in half the time to compile, which is most of an `init`.
+
+    Args:
+        scale: gain of the weights.
+
+    Returns:
+        The initializer, `(key, shape, dtype) -> weights`; the last axis counts outputs.
+
+    References:
+        Saxe et al. 2014, Exact solutions to the nonlinear dynamics of learning in deep linear networks;
+        Mezzadri 2007, How to generate random matrices from the classical compact groups.
+    """
+
+    def init(key: PRNGKey, shape: Sequence[int], dtype: DTypeLike | None = None) -> Array:
+        return scale * _orthogonal(key, tuple(shape), jnp.result_type(float) if dtype is None else dtype)
+
+    return init
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))  # flax traces it in every `apply` too, to check shapes
+def _orthogonal(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    num_inputs, num_outputs = math.prod(shape[:-1]), shape[-1]
+    size = max(num_inputs, num_outputs), min(num_inputs, num_outputs)
+    q, r = jnp.linalg.qr(flat_draw(jax.random.normal, key, size, dtype))
+    q = q * jnp.sign(
+        (r * jnp.eye(size[1], dtype=dtype)).sum(0, keepdims=True)
+    )  # otherwise not all are equally likely
+    return (q.T if num_inputs < num_outputs else q).reshape(shape)
+
+
 def dense(
     size: int, scale: float, param_dtype: DTypeLike | None = None, dtype: DTypeLike | None = None
 ) -> nn.Dense:
@@ -71,10 +104,9 @@ def dense(
     Returns:
         The layer.
     """
-    gain = nn.initializers.orthogonal(scale)
     return nn.Dense(
         size,
-        kernel_init=gain,
+        kernel_init=orthogonal(scale),
         dtype=dtype,
         param_dtype=parameter_dtype(param_dtype),
         dot_general=dot_general,
@@ -143,10 +175,9 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, obs: Array) -> Array:
         """Features `[..., hidden]` of images `[..., H, W, C]`."""
-        gain = nn.initializers.orthogonal(math.sqrt(2.0))
         x = obs.astype(jnp.result_type(obs, float))
         types = {"dtype": self.dtype, "param_dtype": parameter_dtype(self.param_dtype)}
-        form = {"kernel_init": gain, "conv_general_dilated": convolve}
+        form = {"kernel_init": orthogonal(math.sqrt(2.0)), "conv_general_dilated": convolve}
         x = nn.Conv(self.channels, (3, 3), padding="VALID", **form, **types)(x)
         x = self.activation(x)
         x = x.reshape(*x.shape[:-3], -1)

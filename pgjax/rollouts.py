@@ -257,8 +257,9 @@ def _interact(
 ) -> tuple[Any, Transition]:
     """The one place where a policy meets its environments: `(env_state, obs)` through `num_steps` steps."""
     num_envs = jax.tree.leaves(carry[1])[0].shape[0]
-    policy_key, env_key = jax.random.split(key)
-    keys = jax.random.split(policy_key, num_steps), jax.random.split(env_key, (num_steps, num_envs))
+    # all keys from one split: each one compiles a generator of its own
+    policy_keys, env_keys = jnp.split(jax.random.split(key, num_steps * (1 + num_envs)), [num_steps])
+    keys = policy_keys, env_keys.reshape(num_steps, num_envs)
     step_envs = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
     def step(carry: Any, keys: tuple[PRNGKey, PRNGKey]) -> tuple[Any, Transition]:

@@ -70,6 +70,24 @@ def test_random_bits_leave_the_loop():
     assert "mul" in ahead
 
 
+def test_random_numbers_of_many_keys_are_those_of_each_key():
+    """Drawn ahead for all steps, environments and seeds in one row."""
+
+    def body(carry, keys):
+        noise = jax.vmap(lambda key: jax.random.normal(jax.random.split(key)[1], (2,)))(keys)
+        return carry + noise, noise
+
+    def run(scan, keys):
+        return scan(body, jnp.zeros((3, 2)), keys)
+
+    keys = jax.random.split(jax.random.key(0), (5, 4, 3))  # seeds, steps, environments
+    for over_seeds in (lambda f, keys: f(keys[0]), lambda f, keys: jax.vmap(f)(keys)):
+        expected = over_seeds(functools.partial(run, lax.scan), keys)
+        got = over_seeds(functools.partial(run, scan_ahead), keys)
+        for e, g in zip(expected, got, strict=True):
+            np.testing.assert_array_equal(g, e)
+
+
 def test_it_can_be_mapped_and_differentiated():
     def total(start, weight, scan):
         def body(carry, x):

@@ -407,3 +407,14 @@ def test_a_stopped_distribution_passes_no_gradient(kind):
 def test_a_distribution_passes_through_jit(kind):
     pi = jax.jit(PAIRS[kind])(jnp.linspace(-1.0, 1.0, 3))
     np.testing.assert_allclose(pi.entropy(), jax.jit(lambda d: d.entropy())(pi), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3)])
+def test_what_is_drawn_as_a_vector_is_what_jax_draws(shape, rng):
+    """Programs with it compile faster; no number is another one."""
+    key, x = jax.random.key(7), jnp.asarray(rng.normal(size=shape), jnp.float32)
+    np.testing.assert_array_equal(
+        Categorical(x).sample(key), jax.random.categorical(key, jax.nn.log_softmax(x))
+    )
+    noise = jax.random.normal(key, shape)
+    np.testing.assert_array_equal(DiagGaussian(x, jnp.zeros(3)).sample(key), x + noise)

@@ -77,6 +77,13 @@ def test_weights_are_orthogonal_and_biases_zero(name, gain, made):
         np.testing.assert_array_equal(layer["bias"], 0.0)
 
 
+@pytest.mark.parametrize("shape", [(4, 64), (64, 2), (64, 64), (3, 3, 4, 16)])
+def test_weights_are_those_of_the_initializer_of_jax(shape):
+    """Ours compiles faster and draws the same."""
+    expected = jax.nn.initializers.orthogonal(1.3)(KEY, shape, jnp.float32)
+    np.testing.assert_allclose(networks.orthogonal(1.3)(KEY, shape, jnp.float32), expected, atol=1e-6)
+
+
 def test_a_new_actor_is_nearly_uniform(made, rng):
     net, params = made["categorical"]
     probs = net.apply(params, rng.normal(size=(50, 5)).astype(np.float32)).probs

@@ -103,7 +103,7 @@ def make(
 
     def learn(key: PRNGKey, learned: Learned, batch: Batch) -> tuple[Learned, Metrics]:
         num_moves = num_gradient_steps // policy_delay
-        keys = jax.random.split(key, (num_moves, policy_delay))
+        keys = jax.random.split(key, num_moves * policy_delay).reshape(num_moves, policy_delay)
         batch = jax.tree.map(lambda x: x.reshape(num_moves, policy_delay, *x.shape[1:]), batch)
         learned, metrics = scan_ahead(delayed_step, learned, (keys, batch))
         return learned, jax.tree.map(jnp.mean, metrics)

@@ -34,6 +34,7 @@ from flax import traverse_util
 
 from pgjax._jit import compiled
 from pgjax._lapack import one_at_a_time_on_cpu
+from pgjax._random import flat_draw
 from pgjax.types import Array, ArrayTree, Numeric, Params, PRNGKey
 
 Apply: TypeAlias = Callable[[Params, ArrayTree], Any]
@@ -592,7 +593,7 @@ def _run(
 def _sampled_outer(head: Any, pull: Callable[[list[Array]], dict[str, Array]], key: PRNGKey) -> Any:
     """Mean g gᵀ of every layer, for one draw from a head."""
     if _is_value(head):
-        cotangent = [jax.random.normal(key, head.shape, head.dtype)]
+        cotangent = [flat_draw(jax.random.normal, key, head.shape, head.dtype)]
     else:
         action = head.sample(key)
         cotangent = jax.grad(lambda leaves: _rebuild(head, leaves).log_prob(action).sum())(_floating(head))
