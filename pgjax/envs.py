@@ -5,11 +5,13 @@ is not, by a slow path (`pgjax.host`).
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pgjax import host, suites, tabular
 from pgjax._advice import advice
@@ -58,6 +60,72 @@ class ClipAction:
     ) -> tuple[Any, Any, Array, Array, Array, dict[Any, Any]]:
         """As the environment's, after clipping `action` to [low, high]."""
         return self.env.step(key, state, jnp.clip(action, self.low, self.high), params)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env":  # not there yet while an instance is being copied
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+
+class RescaleObs:
+    """An environment whose observations are brought from the bounds of their space to [−1, 1].
+
+    A network of tanh units tells little from a number that stays below 0.07, as the speed of MountainCar
+    does, and saturates at one of 28, as in Acrobot. Running moments (`normalize_obs` of PPO) do the same for
+    any observation; this one needs bounds, has no state, and works with every algorithm.
+
+    Attributes:
+        env: the environment behind; all else is passed on to it.
+
+    Raises:
+        ValueError: on construction, if the observation is not an array of real numbers between finite bounds.
+
+    Example:
+        >>> env, env_params = make("MountainCar-v0", rescale_obs=True)
+        >>> space = env.observation_space(env_params)
+        >>> float(space.low), float(space.high)
+        (-1.0, 1.0)
+    """
+
+    def __init__(self, env: Any, env_params: Any):
+        with jax.ensure_compile_time_eval():  # an algorithm may be made under jit
+            space = env.observation_space(env_params)
+            low, high = (np.asarray(getattr(space, name, math.inf), float) for name in ("low", "high"))
+        largest = float(np.finfo(np.float32).max)  # what gymnax and gymnasium write for no bound
+        if not (np.abs(low) < largest).all() or not (np.abs(high) < largest).all() or (low >= high).any():
+            raise ValueError(
+                "rescale_obs needs observations that are arrays with finite bounds, but they are "
+                f"{type(space).__name__} from {low} to {high}: leave it off, or normalise by running moments "
+                "(normalize_obs of ppo)."
+            )
+        self.env = env
+        self._middle, self._half = 0.5 * (low + high), 0.5 * (high - low)
+
+    def reset(self, key: PRNGKey, params: Any) -> tuple[Any, Any]:
+        """As the environment's, rescaled."""
+        obs, state = self.env.reset(key, params)
+        return self._rescaled(obs), state
+
+    def step(
+        self, key: PRNGKey, state: Any, action: Any, params: Any
+    ) -> tuple[Any, Any, Array, Array, Array, dict[Any, Any]]:
+        """As the environment's, with both observations rescaled: the next, and what the action led to."""
+        obs, state, reward, terminated, truncated, info = self.env.step(key, state, action, params)
+        info = {**info, "final_observation": self._rescaled(info["final_observation"])}
+        return self._rescaled(obs), state, reward, terminated, truncated, info
+
+    def observation_space(self, params: Any) -> Any:
+        """The box from −1 to 1."""
+        from gymnax.environments.spaces import Box
+
+        return Box(-1.0, 1.0, self.env.observation_space(params).shape)
+
+    def _rescaled(self, obs: Array) -> Array:
+        dtype = jnp.result_type(obs, float)
+        middle, half = (
+            jnp.broadcast_to(jnp.asarray(x, dtype), obs.shape) for x in (self._middle, self._half)
+        )
+        return (obs - middle) / half
 
     def __getattr__(self, name: str) -> Any:
         if name == "env":  # not there yet while an instance is being copied
@@ -145,13 +213,14 @@ def names() -> list[str]:
     return [*(name for name in registered_envs if name not in _REFUSED), *_TABULAR]
 
 
-def make(name: str, **params: Any) -> tuple[Any, Any]:
+def make(name: str, *, rescale_obs: bool = False, **params: Any) -> tuple[Any, Any]:
     """An environment and its parameters.
 
     Args:
         name: a gymnax name, such as "CartPole-v1", that of a tabular problem, "Cliff-tabular", or one of
             another suite behind its name and a colon: "brax:reacher", "craftax:Craftax-Symbolic-v1",
             "gymnasium:CartPole-v1" (the slow path of `pgjax.host`).
+        rescale_obs: bring observations from their bounds to [−1, 1]; see `RescaleObs`.
         **params: any field of the environment's parameters (`max_steps_in_episode=1000`) or any argument
             of its constructor (`size=4`), by name.
 
@@ -160,13 +229,17 @@ def make(name: str, **params: Any) -> tuple[Any, Any]:
 
     Raises:
         ValueError: if the name or a parameter is unknown (near matches are listed), if the environment
-            cannot be made without a download, or if its suite is not installed.
+            cannot be made without a download, if its suite is not installed, or if observations without
+            bounds are to be rescaled.
 
     Example:
         >>> env, env_params = make("CartPole-v1", max_steps_in_episode=100)
         >>> env_params.max_steps_in_episode
         100
     """
+    if rescale_obs:
+        env, env_params = make(name, **params)
+        return RescaleObs(env, env_params), env_params
     from gymnax import registration
 
     if name in _REFUSED:

@@ -71,7 +71,9 @@ def test_help_shows_every_option_with_the_presets_value(capsys):
     assert cli.main(["train", "ppo", "--env", "Pendulum-v1", "--help"]) == 0
     shown = capsys.readouterr().out
     options = ("--clip-eps", "--lambda", "--normalize-obs", "--optimizer.learning-rate", "--network.hidden")
-    assert all(name in shown for name in (*options, "--env-params.max-steps-in-episode"))
+    assert all(
+        name in shown for name in (*options, "--env-params.max-steps-in-episode", "--env-params.rescale-obs")
+    )
     assert "(default: True)" in shown
 
 
@@ -85,6 +87,7 @@ def test_help_shows_every_option_with_the_presets_value(capsys):
         ("train ppo --env CartPol-v1", "CartPole-v1"),
         ("train ppo --env", "--env"),
         ("train ppo --env MNISTBandit-bsuite", "download"),
+        ("train ppo --env CartPole-v1 --env-params.rescale-obs True", "finite bounds"),
         ("train ppo --clip-epz 0.1", "--clip-eps"),
         ("train ppo --num-envs x", "--num-envs"),
         ("train ppo --num-envs 0", "num_envs must be at least 1"),

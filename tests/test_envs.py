@@ -44,6 +44,40 @@ def test_the_time_limit_is_found_under_either_name(name):
     assert envs.max_steps(None, default=7) == 7
 
 
+@pytest.mark.parametrize("name", ["MountainCar-v0", "Pendulum-v1", "FourRooms-misc", "Breakout-MinAtar"])
+def test_observations_are_brought_from_their_bounds_to_one(name):
+    """Whatever it shows, a rollout of the one is that of the other, and only the observations are scaled."""
+    plain, env_params = envs.make(name)
+    scaled, same_params = envs.make(name, rescale_obs=True)
+    assert same_params == env_params
+    space, new_space = (env.observation_space(env_params) for env in (plain, scaled))
+    assert (new_space.shape, float(new_space.low), float(new_space.high)) == (space.shape, -1.0, 1.0)
+
+    def policy(key, obs):
+        action = jax.vmap(plain.action_space(env_params).sample)(jax.random.split(key, obs.shape[0]))
+        return action, jnp.zeros(obs.shape[0])
+
+    def act(env):
+        carry = pgjax.reset_envs(KEY, env, env_params, 3)
+        return pgjax.rollout(KEY, carry, policy, env, env_params, 30)[1]
+
+    # made under jit, as sweeps do
+    expected, got = jax.jit(lambda: (act(plain), act(envs.make(name, rescale_obs=True)[0])))()
+    for field in ("action", "reward", "terminated", "truncated"):
+        np.testing.assert_array_equal(getattr(got, field), getattr(expected, field))
+    low, high = (np.broadcast_to(np.asarray(b, float), space.shape) for b in (space.low, space.high))
+    for field in ("obs", "next_obs"):
+        raw, brought = (np.asarray(getattr(traj, field), float) for traj in (expected, got))
+        np.testing.assert_allclose(brought, 2.0 * (raw - low) / (high - low) - 1.0, atol=1e-5)
+        assert np.abs(brought).max() <= 1.0 + 1e-5
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "FrozenLake-misc", "Cliff-tabular", "SimpleBandit-bsuite"])
+def test_what_has_no_bounds_is_not_rescaled(name):
+    with pytest.raises(ValueError, match="finite bounds"):
+        envs.make(name, rescale_obs=True)
+
+
 def test_actions_are_clipped_at_the_environment_and_stored_unclipped():
     env, env_params = envs.make("Pendulum-v1")
 

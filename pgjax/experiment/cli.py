@@ -548,17 +548,29 @@ def _sweep_options(preset: Any) -> type:
 
 
 def _env_parameters(preset: Any) -> list[tuple[str, Any, Any]]:
-    """The plain numbers among an environment's parameters; None stands for the environment's own value."""
+    """What can be said of an environment: `rescale_obs`, and the plain numbers among its parameters.
+
+    None stands for the value that it has already.
+    """
     from pgjax.experiment import presets
 
     _, env_params = _checked(lambda: presets.environment(preset))
     import tyro
 
     values = ((name, getattr(env_params, name)) for name in getattr(env_params, "__dataclass_fields__", {}))
+    rescales = preset.env_params.get("rescale_obs", False)
+    about = f"Bring observations from their bounds to [-1, 1]. The preset's is {rescales}."
     return [
-        (name, Annotated[type(value) | None, tyro.conf.arg(help=f"The environment's own is {value}.")], None)
-        for name, value in values
-        if isinstance(value, bool | int | float)
+        ("rescale_obs", Annotated[bool | None, tyro.conf.arg(help=about)], None),
+        *(
+            (
+                name,
+                Annotated[type(value) | None, tyro.conf.arg(help=f"The environment's own is {value}.")],
+                None,
+            )
+            for name, value in values
+            if isinstance(value, bool | int | float)
+        ),
     ]
 
 
