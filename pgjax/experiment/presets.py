@@ -152,6 +152,8 @@ _SAC_SHORT = _SAC_FINITE | dict(steps=200_000)
 # The car's speed is at most 0.07: a network sees it only in normalised observations.
 _CAR = dict(steps=1_000_000, num_envs=16, num_steps=16, normalize_obs=True, normalize_reward=True)
 _CAR |= dict(lambda_=0.98, entropy_coef=0.0, optimizer=dict(learning_rate=1e-3))
+_SCALED = dict(env_params=dict(rescale_obs=True))
+_SCALED_CAR = _SCALED | dict(steps=1_000_000)
 
 _GAMES = ("Breakout-MinAtar", "Asterix-MinAtar", "Freeway-MinAtar", "SpaceInvaders-MinAtar")
 _CNN = dict(torso="cnn", hidden=(128,), activation="relu")
@@ -188,10 +190,16 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "Catch-bsuite"): dict(steps=200_000, num_episodes=32, max_steps=10),
     ("reinforce", "DeepSea-bsuite"): dict(steps=200_000, num_episodes=32, max_steps=8),
     ("reinforce", "FourRooms-misc"): dict(steps=200_000),
+    ("reinforce", "MountainCar-v0"): _SCALED_CAR,
     **{("reinforce", game): _MINATAR_SEPARATE | dict(num_episodes=32) for game in _GAMES},
     ("actor_critic", "CartPole-v1"): dict(),
     ("actor_critic", "Acrobot-v1"): dict(),
-    ("actor_critic", "Pendulum-v1"): dict(gamma=0.9),
+    # the critic has to be right about the next second before the actor can follow it
+    ("actor_critic", "Pendulum-v1"): dict(
+        gamma=0.9,
+        actor_optimizer=dict(learning_rate=1e-3),
+        critic_optimizer=dict(learning_rate=3e-3, max_grad_norm=None),
+    ),
     ("actor_critic", "MountainCarContinuous-v0"): dict(),
     # the critic has to be ahead of the actor, and the actor not to settle before it is
     ("actor_critic", "Catch-bsuite"): dict(
@@ -207,6 +215,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("npg", "Catch-bsuite"): dict(steps=200_000),
     ("npg", "DeepSea-bsuite"): dict(steps=200_000),
     ("npg", "FourRooms-misc"): dict(steps=200_000),
+    ("npg", "MountainCar-v0"): _SCALED_CAR,
     **{("npg", game): _MINATAR_SEPARATE | dict(num_envs=64) for game in _GAMES},
     ("trpo", "CartPole-v1"): dict(),
     ("trpo", "Acrobot-v1"): dict(),
@@ -215,6 +224,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("trpo", "Catch-bsuite"): dict(steps=200_000),
     ("trpo", "DeepSea-bsuite"): dict(steps=200_000),
     ("trpo", "FourRooms-misc"): dict(steps=200_000),
+    ("trpo", "MountainCar-v0"): _SCALED_CAR | dict(num_steps=256),
     **{("trpo", game): _MINATAR_SEPARATE | dict(num_envs=64) for game in _GAMES},
     ("acktr", "CartPole-v1"): dict(),
     ("acktr", "Acrobot-v1"): dict(),
@@ -224,6 +234,8 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("acktr", "DeepSea-bsuite"): dict(steps=200_000),
     ("acktr", "FourRooms-misc"): dict(steps=200_000),
     ("a3c", "CartPole-v1"): dict(steps=1_000_000, entropy_coef=0.0),
+    # as long as all returns are the same the bonus for entropy is all there is to learn
+    ("a3c", "Acrobot-v1"): dict(num_steps=20, entropy_coef=0.0),
     ("a3c", "Catch-bsuite"): dict(steps=200_000),
     ("a3c", "DeepSea-bsuite"): dict(steps=200_000),
     ("a3c", "FourRooms-misc"): dict(steps=200_000),
@@ -233,7 +245,8 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("dqn", "Acrobot-v1"): dict(),
     ("dqn", "Catch-bsuite"): _DQN_SHORT,
     ("dqn", "DeepSea-bsuite"): _DQN_SHORT,
-    ("dqn", "FourRooms-misc"): _DQN_SHORT,
+    ("dqn", "FourRooms-misc"): _DQN_SHORT | _SCALED,
+    ("dqn", "MountainCar-v0"): _SCALED,
     **{
         ("dqn", game): dict(network=dict(torso="cnn", hidden=(128,)), steps=1_000_000, capacity=100_000)
         for game in _GAMES
@@ -258,7 +271,10 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("sarsa", "FrozenLake-misc"): _LAKE,
     ("q_learning", "DeepSea-bsuite"): _SEA_TABLE,
     ("q_learning", "Catch-bsuite"): _ONLINE_SHORT,
-    ("q_learning", "FourRooms-misc"): _ONLINE_SHORT,
+    # at a rate of 1e-3 its values ran away to 90, where the goal is worth 1, and it went there no more
+    ("q_learning", "FourRooms-misc"): _ONLINE_SHORT
+    | _SCALED
+    | dict(gamma=0.95, optimizer=dict(name="adam", learning_rate=3e-4)),
     ("q_learning", "CartPole-v1"): _ONLINE,
     ("q_learning", "Acrobot-v1"): _ONLINE,
     ("q_learning", "MountainCar-v0"): _ONLINE,
