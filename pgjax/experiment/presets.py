@@ -115,6 +115,9 @@ CONTINUOUS: dict[str, dict[str, Any]] = {
 _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
 _MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
 
+# Pendulum takes many small steps of the policy, with a critic that keeps up: a rate that falls to 0 stops
+# short, and gradients of values near -60, clipped to a norm, leave nothing to the policy.
+_STEADY = dict(max_grad_norm=None, schedule="constant")
 _TRUST_PENDULUM = dict(gamma=0.9, num_steps=256, critic_minibatches=16, max_kl=0.02)
 
 # Several environments and small networks: as good here as one environment and wide ones, and much faster.
@@ -174,7 +177,14 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     **{("ppo", game): _MINATAR | dict(num_envs=64, num_minibatches=8) for game in _GAMES},
     ("a2c", "CartPole-v1"): dict(lambda_=0.95),
     ("a2c", "Acrobot-v1"): dict(num_envs=16),
-    ("a2c", "Pendulum-v1"): dict(num_steps=8, gamma=0.9, lambda_=0.9, normalize_advantage=True),
+    ("a2c", "Pendulum-v1"): dict(
+        steps=1_000_000,
+        num_steps=8,
+        gamma=0.9,
+        lambda_=0.98,
+        normalize_advantage=True,
+        optimizer=_STEADY | dict(name="adam", learning_rate=7e-4),
+    ),
     ("a2c", "MountainCarContinuous-v0"): dict(num_steps=32, lambda_=0.95, normalize_advantage=True),
     ("a2c", "Catch-bsuite"): dict(
         steps=200_000, num_steps=10, entropy_coef=0.01, optimizer=dict(learning_rate=2e-3)
@@ -194,11 +204,11 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     **{("reinforce", game): _MINATAR_SEPARATE | dict(num_episodes=32) for game in _GAMES},
     ("actor_critic", "CartPole-v1"): dict(),
     ("actor_critic", "Acrobot-v1"): dict(),
-    # the critic has to be right about the next second before the actor can follow it
     ("actor_critic", "Pendulum-v1"): dict(
+        steps=1_000_000,
         gamma=0.9,
-        actor_optimizer=dict(learning_rate=1e-3),
-        critic_optimizer=dict(learning_rate=3e-3, max_grad_norm=None),
+        actor_optimizer=_STEADY | dict(learning_rate=5e-4),
+        critic_optimizer=_STEADY | dict(learning_rate=1e-3),
     ),
     ("actor_critic", "MountainCarContinuous-v0"): dict(),
     # the critic has to be ahead of the actor, and the actor not to settle before it is
@@ -236,6 +246,16 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("a3c", "CartPole-v1"): dict(steps=1_000_000, entropy_coef=0.0),
     # as long as all returns are the same the bonus for entropy is all there is to learn
     ("a3c", "Acrobot-v1"): dict(num_steps=20, entropy_coef=0.0),
+    ("a3c", "Pendulum-v1"): dict(
+        steps=1_000_000,
+        num_workers=4,
+        num_envs=8,
+        num_steps=8,
+        gamma=0.9,
+        lambda_=0.98,
+        entropy_coef=0.0,
+        optimizer=_STEADY | dict(name="adam", learning_rate=7e-4),
+    ),
     ("a3c", "Catch-bsuite"): dict(steps=200_000),
     ("a3c", "DeepSea-bsuite"): dict(steps=200_000),
     ("a3c", "FourRooms-misc"): dict(steps=200_000),
