@@ -178,7 +178,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("a2c", "CartPole-v1"): dict(lambda_=0.95),
     ("a2c", "Acrobot-v1"): dict(num_envs=16),
     ("a2c", "Pendulum-v1"): dict(
-        steps=1_000_000,
+        steps=2_000_000,
         num_steps=8,
         gamma=0.9,
         lambda_=0.98,
@@ -247,7 +247,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     # as long as all returns are the same the bonus for entropy is all there is to learn
     ("a3c", "Acrobot-v1"): dict(num_steps=20, entropy_coef=0.0),
     ("a3c", "Pendulum-v1"): dict(
-        steps=1_000_000,
+        steps=2_000_000,
         num_workers=4,
         num_envs=8,
         num_steps=8,
