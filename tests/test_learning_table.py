@@ -164,6 +164,15 @@ def test_a_pair_is_done_with_the_same_settings_enough_seeds_and_a_curve(tmp_path
     assert not results.is_done("npg:Acrobot-v1", "a", 4)
 
 
+def test_two_processes_may_fill_one_table(tmp_path):
+    first, second = (learning.Results(tmp_path / "learning.json") for _ in range(2))
+    curve = {"steps": [], "iqm": [], "low": [], "high": []}
+    first.add("npg:CartPole-v1", row_of(500.0), curve)
+    second.add("ppo:CartPole-v1", row_of(490.0), curve)
+    kept = learning.Results(tmp_path / "learning.json")
+    assert set(kept.rows) == set(kept.curves) == {"npg:CartPole-v1", "ppo:CartPole-v1"}
+
+
 TASK = ("q_learning", "Cliff-tabular")
 
 
