@@ -125,8 +125,8 @@ _TRIALS = {
 }
 WHY |= {(a, "MountainCar-v0"): _NEVER_THERE + _NOT_BY_SCALING.format(n) for a, n in _TRIALS.items()}
 WHY["sac", "MountainCar-v0"] = (
-    "three seeds of ten never met the goal in evaluation, the others come to -151 to -103. What finds it is the "
-    "randomness of the policy alone: of 200,000 episodes of uniform actions none met it"
+    "three seeds of ten never met the goal in evaluation, the others come to -151 to -103. What finds it is "
+    "the randomness of the policy alone: of 200,000 episodes of uniform actions none met it"
 )
 WHY["reinforce", "MountainCar-v0"] = (
     _NEVER_THERE
