@@ -13,7 +13,7 @@ ROOT = pathlib.Path(pgjax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # from the ground up; a room imports from lower floors only, and from itself
     {"_ahead", "_jit", "_advice", "types"},
-    {"_lapack", "_matmul", "descent"},
+    {"_lapack", "_matmul", "_random", "descent"},
     {"distributions"},
     {"estimators", "losses", "gradients", "metrics"},
     {"natural"},
