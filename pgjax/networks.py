@@ -60,7 +60,7 @@ def parameter_dtype(param_dtype: DTypeLike | None = None) -> Any:
 
 
 def orthogonal(scale: float) -> Callable[..., Array]:
-    """As `jax.nn.initializers.orthogonal`, in half the time to compile, which is most of an `init`.
+    """As `jax.nn.initializers.orthogonal`, in programs that compile faster (see `pgjax._random`).
 
     Args:
         scale: gain of the weights.
@@ -84,9 +84,8 @@ def _orthogonal(key: PRNGKey, shape: tuple[int, ...], dtype: DTypeLike) -> Array
     num_inputs, num_outputs = math.prod(shape[:-1]), shape[-1]
     size = max(num_inputs, num_outputs), min(num_inputs, num_outputs)
     q, r = jnp.linalg.qr(flat_draw(jax.random.normal, key, size, dtype))
-    q = q * jnp.sign(
-        (r * jnp.eye(size[1], dtype=dtype)).sum(0, keepdims=True)
-    )  # otherwise not all are equally likely
+    diagonal = (r * jnp.eye(size[1], dtype=dtype)).sum(0, keepdims=True)
+    q = q * jnp.sign(diagonal)  # otherwise not all of them are equally likely
     return (q.T if num_inputs < num_outputs else q).reshape(shape)
 
 
