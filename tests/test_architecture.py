@@ -153,6 +153,9 @@ def test_importing_pgjax_takes_no_longer_than_what_it_is_made_of():
         code = f"import {modules}, time; print(time.process_time())"
         return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
 
-    turns = [(seconds("jax, flax, optax"), seconds("pgjax")) for _ in range(5)]
-    parts, whole = (min(column) for column in zip(*turns, strict=True))
+    parts = whole = float("inf")
+    for _ in range(20):  # the least of several: whoever is busy beside it only adds
+        parts, whole = min(parts, seconds("jax, flax, optax")), min(whole, seconds("pgjax"))
+        if whole < parts + 0.3:
+            break
     assert whole < parts + 0.3

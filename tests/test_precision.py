@@ -589,14 +589,15 @@ class TestLearning:
         np.testing.assert_array_equal(algorithm.act(KEY, state, jnp.array([[1.0, 0.0], [-1.0, 0.0]])), [1, 0])
 
     def test_sac_finds_the_best_action_of_a_box(self):
-        """Within 0.15 of it, as in float32."""
+        """Within 0.15 of it on each of four seeds, as in float32."""
         torso = networks.MLP((16,), dtype=jnp.bfloat16)
         options = {"num_envs": 8, "num_updates": 400, "batch_size": 32, "capacity": 2000, "warmup_steps": 200}
-        options |= {"gamma": 0.9, "learn_alpha": False, "alpha": 1e-3, "tau": 0.05}
+        options |= {"gamma": 0.9, "learn_alpha": False, "alpha": 0.03, "tau": 0.05}
         actor = networks.TanhGaussianActor((-1.0,), (1.0,), torso)
         critic = networks.ActionCritic((-1.0,), (1.0,), torso)
         optimizers = [optax.adam(0.01, eps=1e-5) for _ in range(3)]
         algorithm = sac.make(probe_envs.continuous, None, actor, critic, *optimizers, **options)
-        state, _ = pgjax.train(KEY, algorithm, 2)
-        action = algorithm.act(KEY, state, jnp.array([[1.0, 0.0], [-1.0, 0.0]]))[:, 0]
-        np.testing.assert_allclose(action, [0.5, -0.5], atol=0.15)
+        state, _ = pgjax.train(jax.vmap(jax.random.key)(jnp.arange(4)), algorithm, 2)
+        obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+        action = jax.vmap(lambda state: algorithm.act(KEY, state, obs))(state)
+        np.testing.assert_allclose(action[..., 0], [[0.5, -0.5]] * 4, atol=0.15)
