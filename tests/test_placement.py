@@ -85,9 +85,10 @@ print("RESULT" + json.dumps({"data": found, "seed": seeds}))
 
 @pytest.fixture(scope="module")
 def results():
+    count = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={NUM_DEVICES}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}",
         "PYTHONPATH": os.path.dirname(__file__),
     }
     done = subprocess.run(

@@ -153,7 +153,7 @@ print(*np.asarray(metrics["policy_loss"])[:3, 0])
 """
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.path.dirname(__file__),
     }
     done = subprocess.run(

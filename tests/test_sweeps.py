@@ -687,7 +687,7 @@ assert result.summary["batches"] == 2
 """
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
         "PYTHONPATH": os.path.dirname(__file__),
     }
     done = subprocess.run(

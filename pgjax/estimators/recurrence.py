@@ -15,7 +15,7 @@ from pgjax.types import Array, Numeric
 # Up to this length rounding errors of a plain scan stay below 1e-5 of the largest value, and on CPU it is
 # the fastest form at every batch size that was measured (benchmarks/recurrence.py).
 _LONGEST_SCAN = 1024
-_LANES = 16  # what a processor computes at once: rows of another number of blocks took up to 1.5 times as long
+_LANES = 16  # rows of a number of blocks that is no multiple of it took up to 1.5 times as long
 
 
 Coefficients: TypeAlias = Callable[..., tuple[Array, Array]]
