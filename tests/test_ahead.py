@@ -70,6 +70,7 @@ def test_random_bits_leave_the_loop():
     assert "mul" in ahead
 
 
+@pytest.mark.last_bits
 def test_random_numbers_of_many_keys_are_those_of_each_key():
     """Drawn ahead for all steps, environments and seeds in one row."""
 

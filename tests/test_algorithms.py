@@ -588,6 +588,7 @@ class TestNatural:
         new, metrics = jax.jit(algorithm.step)(jax.random.key(1), state)
         return state, new, metrics
 
+    @pytest.mark.last_bits
     def test_trpo_with_one_full_step_accepted_is_npg(self):
         _, by_trpo, metrics = self.batch(trpo, max_kl=1e-4)
         assert metrics["line_search_index"] == 0

@@ -45,6 +45,7 @@ def test_the_time_limit_is_found_under_either_name(name):
 
 
 @pytest.mark.parametrize("name", ["MountainCar-v0", "Pendulum-v1", "FourRooms-misc", "Breakout-MinAtar"])
+@pytest.mark.last_bits
 def test_observations_are_brought_from_their_bounds_to_one(name):
     """Whatever it shows, a rollout of the one is that of the other, and only the observations are scaled."""
     plain, env_params = envs.make(name)

@@ -86,6 +86,7 @@ class TestFisher:
         assert relative(pgjax.fisher_matrix(actor.apply, params, obs), expected) < 1e-10
 
     @pytest.mark.parametrize("name", ACTORS)
+    @pytest.mark.last_bits
     def test_it_is_positive_semi_definite(self, name):
         actor, params, obs = setting(name)
         matrix = np.asarray(pgjax.fisher_matrix(actor.apply, params, obs))
