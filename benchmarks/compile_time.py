@@ -1,9 +1,9 @@
 """Seconds to compile every algorithm on its default environment, and seconds the command takes to start.
 
-Compiling is tracing, lowering and compiling `init` and `step` as `pgjax.train` needs them, with nothing kept
-from before: no cache on disk, and jax's own caches emptied. The command is `pgjax train ppo --steps 5000` in
-processes of their own, imports, training, checkpoint and picture included: cold with an empty folder of
-compiled programs, warm with the one that was left behind.
+Compiling is tracing, lowering and compiling the start and the loop over iterations as `pgjax.train` needs
+them, with nothing kept from before: no cache on disk, and jax's own caches emptied. The command is
+`pgjax train ppo --steps 5000` in processes of their own, imports, training, checkpoint and picture included:
+cold with an empty folder of compiled programs, warm with the one that was left behind.
 
     python -m benchmarks compile_time
     python -m benchmarks compile_time --algorithms ppo sac
@@ -27,19 +27,27 @@ def compile_once(algorithm: str) -> dict[str, Any]:
     """Seconds of each stage, all caches being empty."""
     import jax
 
+    from pgjax import training
     from pgjax.experiment import presets
 
     jax.clear_caches()
     preset = presets.preset(algorithm)
     built = presets.build(preset)
     key = jax.random.key(0)
+
+    def start(key: Any) -> training.Progress:
+        return training.init_progress(key, built)
+
+    def onward(key: Any, progress: training.Progress, length: Any) -> Any:
+        return training.advance(key, built, progress, 0, length, 100)
+
     begin = time.perf_counter()
-    init = jax.jit(built.init).lower(key)
-    state = jax.eval_shape(built.init, key)
-    step = jax.jit(built.step, donate_argnums=1).lower(key, state)
+    init = jax.jit(start).lower(key)
+    progress = jax.eval_shape(start, key)
+    loop = jax.jit(onward, donate_argnums=1).lower(key, progress, 100)
     lowered = time.perf_counter()
     init.compile()
-    step.compile()
+    loop.compile()
     done = time.perf_counter()
     return {
         "environment": preset.environment,

@@ -5,7 +5,8 @@ from typing import Any, TypeVar
 
 import jax
 from jax import lax
-from jax.extend import core
+
+from pgjax import _draws, _jaxpr
 
 Carry = TypeVar("Carry")
 
@@ -36,27 +37,27 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
     leaves, carry_tree = jax.tree.flatten(carry)
     columns, xs_tree = jax.tree.flatten(xs)
 
-    y_trees = []
+    y_trees, num_carry = [], len(leaves)
 
-    def flat_body(leaves: list[Any], row: list[Any]) -> list[Any]:
-        carry, y = body(jax.tree.unflatten(carry_tree, leaves), jax.tree.unflatten(xs_tree, row))
+    def flat_body(*inputs: Any) -> list[Any]:
+        carry = jax.tree.unflatten(carry_tree, inputs[:num_carry])
+        carry, y = body(carry, jax.tree.unflatten(xs_tree, inputs[num_carry:]))
         y_trees.append(jax.tree.structure(y))
         return [*jax.tree.leaves(carry), *jax.tree.leaves(y)]
 
     row = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for x in columns]
-    nested = jax.make_jaxpr(flat_body)(leaves, row)
-    program = jax.make_jaxpr(lambda *inputs: _evaluate(nested, inputs))(*leaves, *row)
+    program = _jaxpr.trace(flat_body, *leaves, *row, draw=_draws.draw_row)
     if program.effects:
         return lax.scan(body, carry, xs)
 
     # every equation needs the carry, or the row, or what is the same in every step, or nothing
-    jaxpr, num_carry = program.jaxpr, len(leaves)
+    jaxpr = program.jaxpr
     row_vars, carry_vars = set(jaxpr.invars[num_carry:]), set(jaxpr.invars[:num_carry])
     constants = dict(zip(jaxpr.constvars, program.consts, strict=True))
     outside, early, late, every = dict(constants), [], [], []
     for eqn in jaxpr.eqns:
         every.append(eqn)
-        inputs = set(_variables(eqn.invars))
+        inputs = set(_jaxpr.variables(eqn.invars))
         if inputs & carry_vars:
             carry_vars.update(eqn.outvars)
             late.append(eqn)
@@ -64,14 +65,14 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
             row_vars.update(eqn.outvars)
             early.append(eqn)
         elif inputs & constants.keys():  # such as parameters cut out of one vector: once, before the loop
-            _run([every.pop()], outside)
+            _jaxpr.run([every.pop()], outside)
             constants |= {v: outside[v] for v in eqn.outvars}
         else:  # literals are cheap: all sides make their own
-            _run([eqn], outside)
+            _jaxpr.run([eqn], outside)
             early.append(eqn)
             late.append(eqn)
     needed = [*jaxpr.outvars, *(v for eqn in late for v in eqn.invars)]
-    kept = list(dict.fromkeys(v for v in _variables(needed) if v in row_vars))
+    kept = list(dict.fromkeys(v for v in _jaxpr.variables(needed) if v in row_vars))
     given = set(jaxpr.invars)
     computed = [v for v in kept if v not in given]
     if _num_bytes(computed) > max(_FREE_BYTES, _num_bytes(jaxpr.outvars[num_carry:])):
@@ -79,66 +80,19 @@ def scan_ahead(body: Callable[[Carry, Any], tuple[Carry, Any]], carry: Carry, xs
 
     def compute_early(row: list[Any]) -> list[Any]:
         known = constants | dict(zip(jaxpr.invars[num_carry:], row, strict=True))
-        _run(early, known)
+        _jaxpr.run(early, known)
         return [known[v] for v in kept]
 
     def compute_late(leaves: list[Any], row: list[Any]) -> tuple[list[Any], list[Any]]:
         known = constants | dict(zip(jaxpr.invars[:num_carry], leaves, strict=True))
         known |= dict(zip(kept, row, strict=True))
-        _run(late, known)
-        outs = [_read(known, v) for v in jaxpr.outvars]
+        _jaxpr.run(late, known)
+        outs = [_jaxpr.read(known, v) for v in jaxpr.outvars]
         return outs[:num_carry], outs[num_carry:]
 
     num_steps, columns = columns[0].shape[0], jax.vmap(compute_early)(columns)
     leaves, columns = lax.scan(compute_late, leaves, columns, length=num_steps)
     return jax.tree.unflatten(carry_tree, leaves), jax.tree.unflatten(y_trees[-1], columns)
-
-
-def _evaluate(program: core.ClosedJaxpr, inputs: Iterable[Any]) -> list[Any]:
-    """The program's outputs; nested `jit`s are dissolved."""
-    jaxpr = program.jaxpr
-    known = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    known |= dict(zip(jaxpr.invars, inputs, strict=True))
-    _run(jaxpr.eqns, known)
-    return [_read(known, v) for v in jaxpr.outvars]
-
-
-def _run(eqns: Iterable[core.JaxprEqn], known: dict[Any, Any]) -> None:
-    """Evaluate equations, writing what they give into `known`."""
-    for eqn in eqns:
-        inputs = [_read(known, v) for v in eqn.invars]
-        if eqn.primitive.name == "jit":
-            outs = _evaluate(eqn.params["jaxpr"], inputs)
-        elif eqn.primitive.name in ("random_bits", "random_split"):
-            outs = [_draw(eqn, *inputs)]
-        else:
-            out = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
-            outs = out if eqn.primitive.multiple_results else [out]
-        known.update(zip(eqn.outvars, outs, strict=True))
-
-
-def _draw(eqn: core.JaxprEqn, keys: Any) -> Any:
-    """A random primitive; mapped over, it draws for all keys in one row, which compiles in half the time."""
-
-    @jax.custom_batching.custom_vmap
-    def draw(keys: Any) -> Any:
-        return eqn.primitive.bind(keys, **eqn.primitive.get_bind_params(eqn.params))
-
-    @draw.def_vmap
-    def _(size: int, batched: list[bool], keys: Any) -> tuple[Any, bool]:
-        del size, batched
-        drawn = draw(keys.reshape(-1))
-        return drawn.reshape(*keys.shape, *drawn.shape[1:]), True
-
-    return draw(keys)
-
-
-def _read(known: dict[Any, Any], v: Any) -> Any:
-    return v.val if isinstance(v, core.Literal) else known[v]
-
-
-def _variables(values: Iterable[Any]) -> list[Any]:
-    return [v for v in values if not isinstance(v, core.Literal)]
 
 
 def _num_bytes(values: Iterable[Any]) -> int:

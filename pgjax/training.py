@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pgjax._draws import draw_together
 from pgjax.types import Algorithm, Array, Metrics, Numeric, PRNGKey
 
 State = TypeVar("State")
@@ -39,7 +40,7 @@ def init_progress(init_key: PRNGKey, algorithm: Algorithm[Any]) -> Progress:
     """
 
     def init(key: PRNGKey) -> Progress:
-        return Progress(algorithm.init(key), jnp.full((), -1, jnp.int32))
+        return Progress(draw_together(algorithm.init)(key), jnp.full((), -1, jnp.int32))
 
     return lax.map(init, init_key) if _is_batch(init_key) else init(init_key)
 

@@ -12,7 +12,9 @@ import pgjax
 ROOT = pathlib.Path(pgjax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # from the ground up; a room imports from lower floors only, and from itself
-    {"_ahead", "_jit", "_advice", "types"},
+    {"_jit", "_jaxpr", "_advice", "types"},
+    {"_draws"},
+    {"_ahead"},
     {"_lapack", "_matmul", "_random", "descent"},
     {"distributions"},
     {"estimators", "losses", "gradients", "metrics"},

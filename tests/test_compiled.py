@@ -45,7 +45,8 @@ def sized(kind, factor):
     box = networks.DeterministicActor((-2.0,), (2.0,), zoo.TORSO)
     soft = networks.TanhGaussianActor((-2.0,), (2.0,), zoo.TORSO)
     pair = networks.ActionCritic((-2.0,), (2.0,), zoo.OTHER_TORSO)
-    replay = {"capacity": 400, "warmup_steps": 16, "batch_size": 8, "num_envs": 2}
+    # 32 indices at least: fewer numbers of one key are drawn in another way
+    replay = {"capacity": 400, "warmup_steps": 16, "batch_size": 16, "num_envs": 2}
     replay |= {"num_updates": 2 * factor, "num_steps": 2 * factor, "num_gradient_steps": 2 * factor}
     steps = {"num_envs": 4, "num_steps": 16 * factor}
     if kind == "ppo":

@@ -1,0 +1,97 @@
+"""Random numbers drawn together are the numbers of `jax.random`."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from programs import equations
+
+from pgjax import networks
+from pgjax._draws import draw_together
+
+
+def draw_much(key, start):
+    """Draws of draws, of one key and of many, nested and not, and what needs none."""
+    first, *others = jax.random.split(key, 4)
+    noise = jax.jit(lambda k: jax.random.normal(k, (3, 2)))(first)
+    each = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 7), (2,)))(jnp.stack(others))
+    row = jax.vmap(lambda i: jax.random.bits(jax.random.fold_in(first, i)))(jnp.arange(5))
+    words = {bits: jax.random.bits(others[0], (3,), bits) for bits in (jnp.uint8, jnp.uint16, jnp.uint32)}
+    order = jax.random.permutation(others[1], 6)
+    return {
+        "noise": noise * start[0],
+        "each": each,
+        "row": row,
+        "words": list(words.values()),
+        "order": order,
+        "none": jax.random.normal(first, (0, 3)),
+        "keys": jax.random.key_data(others[2]),
+        "start": start + 1,
+    }
+
+
+def generators(f, *inputs):
+    """How many random generators a program has, those of nested programs included."""
+    names = equations(jax.make_jaxpr(f)(*inputs).jaxpr)
+    return sum(name in ("threefry2x32", "random_bits", "random_split", "random_fold_in") for name in names)
+
+
+def assert_same(f, *inputs):
+    found, expected = jax.jit(draw_together(f))(*inputs), jax.jit(f)(*inputs)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_to_the_bit_and_in_order():
+    assert_same(draw_much, jax.random.key(5), jnp.arange(2.0))
+
+
+def test_keys_of_the_older_kind():
+    assert_same(draw_much, jax.random.PRNGKey(5), jnp.arange(2.0))
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_other_generators_draw_as_before(implementation):
+    assert_same(draw_much, jax.random.key(5, impl=implementation), jnp.arange(2.0))
+
+
+def test_counts_of_the_older_kind():
+    with jax.threefry_partitionable(False):
+        assert_same(draw_much, jax.random.key(5), jnp.arange(2.0))
+
+
+def test_numbers_of_64_bits():
+    with jax.enable_x64(True):
+        assert_same(lambda k: (jax.random.normal(k, (4,)), jax.random.bits(k, (3,))), jax.random.key(1))
+
+
+def test_under_a_map_over_keys():
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = jax.vmap(lambda k: draw_together(draw_much)(k, jnp.ones(2)))(keys)
+    expected = jax.vmap(lambda k: draw_much(k, jnp.ones(2)))(keys)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_network_has_two_generators():
+    """One for the keys of its layers, one for all their numbers."""
+    network = networks.ActorCritic(networks.CategoricalActor(2), networks.Critic())
+
+    def init(key):
+        return network.init(key, jnp.zeros(4))
+
+    assert generators(init, jax.random.key(0)) >= 12
+    assert generators(draw_together(init), jax.random.key(0)) == 2
+    assert_same(init, jax.random.key(0))
+
+
+def test_side_effects_stay_where_they_are():
+    seen = []
+
+    def spoken(key):
+        jax.debug.callback(lambda x: seen.append(float(x)), jax.random.uniform(key), ordered=True)
+        jax.debug.callback(lambda x: seen.append(float(x)), 2.0, ordered=True)
+        return jax.random.uniform(key)
+
+    value = jax.jit(draw_together(spoken))(jax.random.key(0))
+    jax.effects_barrier()
+    assert seen == [pytest.approx(float(value)), 2.0]
