@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 from jax.extend.random import threefry2x32_p
 
 from pgjax import _jaxpr
 from pgjax.types import Array, PRNGKey
 
-_SHORT = 32  # words of a key; from here on the places of a row cost more than the row saves
+_SHORT = 32  # random bits of a key; from here on their places in a row cost more than the row saves
 _WORD, _WORDS = 32, 64  # bits
 
 
@@ -56,11 +57,12 @@ def draw_row(eqn: core.JaxprEqn, keys: PRNGKey, *messages: Any) -> Any:
         return _jaxpr.bind(eqn, keys)
 
     @draw.def_vmap
-    def _(size: int, batched: list[bool], keys: Any) -> tuple[Any, bool]:
-        del size, batched
+    def _(num_keys: int, batched: list[bool], keys: Any) -> tuple[Any, bool]:
+        del num_keys, batched
         row = keys.reshape(-1)
-        short = 0 < math.prod(eqn.params["shape"]) < _SHORT
-        counted = count(eqn, row) if short else None
+        size = math.prod(eqn.params["shape"])
+        short = size < _SHORT or eqn.primitive.name == "random_split"
+        counted = count(eqn, row) if size and short else None
         drawn = draw(row) if counted is None else counted.finish(*_words(counted.keys, counted.counts))
         return drawn.reshape(*keys.shape, *eqn.params["shape"]), True
 
@@ -142,8 +144,8 @@ def count(eqn: core.JaxprEqn, keys: PRNGKey, *messages: Any) -> Counted | None:
     else:
         size = math.prod(eqn.params["shape"])
         shape = (*keys.shape, *eqn.params["shape"])
-        counts = jnp.broadcast_to(jnp.arange(size, dtype=jnp.uint32), (keys.size, size)).ravel()
-        data = jnp.broadcast_to(data.reshape(-1, 1, 2), (keys.size, size, 2)).reshape(-1, 2)
+        counts = lax.broadcasted_iota(jnp.uint32, (keys.size, size), 1).ravel()
+        data = lax.broadcast_in_dim(data.reshape(-1, 2), (keys.size, size, 2), (0, 2)).reshape(-1, 2)
 
     def finish(first: Array, second: Array) -> Any:
         if eqn.primitive.name != "random_bits":

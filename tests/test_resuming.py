@@ -234,6 +234,7 @@ class TestRefused:
             runner.run(tiny(**{name: 0}), out=tmp_path / "run")
 
 
+@pytest.mark.last_bits  # two programs, of which one has room for more rows
 def test_more_steps_without_a_schedule_are_one_longer_run(tmp_path):
     constant = {"optimizer": {"schedule": "constant"}}
     short = runner.run(tiny(changes=constant | {"steps": 5 * 64}), out=tmp_path / "short").folder
