@@ -179,6 +179,7 @@ _SHORT = "it had a million steps, where the figure is ppo's after ten; its curve
 WHY |= {("q_learning", e): _SHORT + "still rises" for e in MINATAR}
 WHY["q_learning", "SpaceInvaders-MinAtar"] = _SHORT + "hardly rises from 300,000 steps on"
 WHY["dqn", "Freeway-MinAtar"] = _SHORT + "still rises, by 2 in the last 300,000 steps"
+WHY["dqn", "SpaceInvaders-MinAtar"] = _SHORT + "stays near 60 from 720,000 steps on"
 WHY["a2c", "Breakout-MinAtar"] = (
     "every seed settles early: the curve is flat from 4 million steps on, and each seed gets in training, "
     "with actions drawn, what it gets in evaluation with the most likely ones"
