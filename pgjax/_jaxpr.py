@@ -49,28 +49,37 @@ def run(eqns: Iterable[core.JaxprEqn], known: Values, draw: Draw | None = None) 
 
 
 def bind(eqn: core.JaxprEqn, *inputs: Any) -> Any:
-    """An equation's primitive, applied to inputs."""
+    """An equation's primitive, applied to inputs.
+
+    Returns:
+        What the primitive gives: a value, or a list where it has several.
+    """
     return eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
 
 
 def is_draw(eqn: core.JaxprEqn) -> bool:
-    """Whether an equation makes random bits or keys of a key."""
+    """Whether an equation makes random bits, or keys, of a key; a bool."""
     return eqn.primitive.name in ("random_bits", "random_split", "random_fold_in")
 
 
 def read(known: Mapping[Any, Any], v: Any) -> Any:
-    """The value of a variable or a literal."""
+    """The value of a variable or a literal, of whatever shape it is."""
     return v.val if isinstance(v, core.Literal) else known[v]
 
 
 def variables(values: Iterable[Any]) -> list[Any]:
-    """What of an equation's inputs is no literal."""
+    """What of an equation's inputs is no literal, in their order."""
     return [v for v in values if not isinstance(v, core.Literal)]
 
 
-def _evaluate(program: core.ClosedJaxpr, inputs: Iterable[Any], draw: Draw | None) -> list[Any]:
+def given(program: core.ClosedJaxpr, inputs: Iterable[Any]) -> Values:
+    """What is known before the first equation: the constants of a program, and its inputs."""
     jaxpr = program.jaxpr
     known = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    known |= dict(zip(jaxpr.invars, inputs, strict=True))
-    run(jaxpr.eqns, known, draw)
-    return [read(known, v) for v in jaxpr.outvars]
+    return known | dict(zip(jaxpr.invars, inputs, strict=True))
+
+
+def _evaluate(program: core.ClosedJaxpr, inputs: Iterable[Any], draw: Draw | None) -> list[Any]:
+    known = given(program, inputs)
+    run(program.jaxpr.eqns, known, draw)
+    return [read(known, v) for v in program.jaxpr.outvars]

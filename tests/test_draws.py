@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from programs import equations
+from programs import equations, walk
+from zoo import ZOO
 
 from pgjax import networks
+from pgjax._ahead import scan_ahead
 from pgjax._draws import draw_together
+from pgjax.training import init_progress
 
 
 def draw_much(key, start):
@@ -82,6 +85,35 @@ def test_a_network_has_two_generators():
     assert generators(init, jax.random.key(0)) >= 12
     assert generators(draw_together(init), jax.random.key(0)) == 2
     assert_same(init, jax.random.key(0))
+
+
+def test_a_training_starts_with_three_generators():
+    """For the keys, for the keys made of those, and for all numbers; the bare algorithm has one a call."""
+    algorithm = ZOO["ppo"]()
+    assert generators(algorithm.init, jax.random.key(0)) >= 12
+    assert generators(lambda key: init_progress(key, algorithm), jax.random.key(0)) == 3
+
+
+@pytest.mark.parametrize("size", [1, 10, 31, 32, 40])
+def test_a_row_of_keys_gives_what_each_key_gives(size):
+    """Few numbers of each key come from one vector, which XLA does not unroll; many as they did."""
+
+    def body(carry, key):
+        first, second = jax.random.split(key)
+        return carry, (jax.random.bits(first, (size,)), jax.random.key_data(jax.random.fold_in(second, 3)))
+
+    keys = jax.random.split(jax.random.key(0), 5)
+
+    def ahead(keys):
+        return scan_ahead(body, 0, keys)[1]
+
+    expected = [jax.lax.map(lambda key, i=i: body(0, key)[1][i], keys) for i in (0, 1)]
+    for found, wanted in zip(jax.jit(ahead)(keys), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    program = jax.make_jaxpr(ahead)(keys).jaxpr
+    shapes = {v.aval.shape for e in walk(program) if e.primitive.name == "threefry2x32" for v in e.outvars}
+    # the two keys that each is split into, and the bits
+    assert shapes == ({(10,), (5 * size,)} if size < 32 else {(10,)})
 
 
 def test_side_effects_stay_where_they_are():
