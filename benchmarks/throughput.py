@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -33,7 +34,7 @@ from pgjax import networks
 from pgjax.algorithms import a2c, a3c, acktr, actor_critic, ddpg, dqn, npg, ppo, reinforce, sac, td3, trpo
 from pgjax.descent import default_num_chunks, mean_gradient
 from pgjax.experience import follow
-from pgjax.experiment import threads
+from pgjax.experiment import presets, programs, store, threads
 from pgjax.natural.kfac import factors, kfac_optimizer, refresh
 
 # PureJaxRL's steps per second on CartPole-v1 and the floor of the same day, critic passes not counted
@@ -528,7 +529,7 @@ def compiled(task: Task, iterations: int) -> dict[str, Callable[[], Any]]:
     train = jax.jit(
         lambda key, state: pgjax.train(key, task.algorithm, iterations, state=state, start=0)
     ).lower(key, state).compile()  # fmt: skip
-    programs = {"training": lambda: train(key, state)}
+    calls = {"training": lambda: train(key, state)}
     for name, part in task.parts.items():
 
         def repeated(params: Any, key: Any, part: Any = part) -> Any:
@@ -541,8 +542,8 @@ def compiled(task: Task, iterations: int) -> dict[str, Callable[[], Any]]:
             return lax.scan(again, jnp.zeros(()), jax.random.split(key, iterations))[0]
 
         program = jax.jit(repeated).lower(fixed, key).compile()
-        programs[name] = functools.partial(program, fixed, key)
-    return programs
+        calls[name] = functools.partial(program, fixed, key)
+    return calls
 
 
 def measure_task(name: str, turns: int, steps: int | None = None) -> dict[str, Any]:
@@ -572,16 +573,22 @@ def measure_task(name: str, turns: int, steps: int | None = None) -> dict[str, A
 
 
 def measure_seeds(turns: int, num_seeds: int, iterations: int) -> dict[str, Any]:
-    """All seeds on all cores, beside PureJaxRL's single run, scaled by the floors."""
+    """All seeds on all cores, as `pgjax train` runs them, beside PureJaxRL's one, scaled by the floors."""
     task = ppo_task(4)
-    keys = pgjax.shard(jax.random.split(jax.random.key(0), num_seeds))
-    states = jax.jit(lambda keys: lax.map(task.algorithm.init, keys))(keys)
-    states = pgjax.shard(states)
-    train = jax.jit(lambda keys, states: pgjax.train(keys, task.algorithm, iterations, state=states))
-    program = train.lower(keys, states).compile()
+    settings = store.Settings(presets.preset("ppo", "CartPole-v1"), seeds=num_seeds)
+    run = programs.compile_programs(settings)
+    progress, done = run.progress, 0
+
+    def train() -> Any:
+        nonlocal progress, done
+        progress, metrics = run.chunk(run.hyper, run.run_keys, progress, np.int32(done), np.int32(iterations))
+        done += iterations
+        return metrics
+
     parts = compiled(task, 200)
-    times = harness.by_turns({"seeds": lambda: program(keys, states)} | parts, turns)
-    total, one = num_seeds * iterations * task.steps, 200 * task.steps
+    times = harness.by_turns({"seeds": train} | parts, turns)
+    per_iteration = presets.iteration_size(settings.preset)[0]
+    total, one = num_seeds * iterations * per_iteration, 200 * task.steps
     speed, its_floor = PUREJAXRL["ppo-4x128"]
     without = [r + g for r, g in zip(times["rollouts"], times["gradients"], strict=True)]
     own = [total / t for t in times["seeds"]]
@@ -641,11 +648,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = harness.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     arguments = parser.parse_args(argv)
+    threads.choose_threads(1)
     seeds = SEEDS in arguments.only
     if arguments.only == [SEEDS]:  # a device for each core
         jax.config.update("jax_num_cpu_devices", os.cpu_count())
     else:
-        threads.choose_threads(1)
         arguments.only = [name for name in arguments.only if name != SEEDS]
     status = harness.run("throughput", measure, table, arguments)
     if seeds and arguments.only != [SEEDS]:  # in a process of its own, since here there is one device

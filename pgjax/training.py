@@ -1,10 +1,13 @@
 """The only training loop: a loop over iterations, mapped over seeds."""
 
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pgjax._draws import draw_together
 from pgjax.types import Algorithm, Array, Metrics, Numeric, PRNGKey
@@ -23,6 +26,10 @@ class Progress(NamedTuple):
 
     state: Any
     diverged_at: Array
+
+
+SeedRun: TypeAlias = Callable[[Any, Progress], tuple[Progress, Metrics]]
+"""What one seed does, given what is its own and how far it is."""
 
 
 def init_progress(init_key: PRNGKey, algorithm: Algorithm[Any]) -> Progress:
@@ -55,7 +62,8 @@ def advance(
 ) -> tuple[Progress, Metrics]:
     """Run some iterations; the one loop of the library.
 
-    Iteration i of a run uses the key `fold_in(run_key, i)`, wherever the run was cut into calls.
+    Iteration i of a run uses the key `fold_in(run_key, i)`, wherever the run was cut into calls. Of
+    several seeds all run side by side; `map_seeds` has other ways.
 
     Args:
         run_key: a key, or keys `[S]`.
@@ -68,6 +76,12 @@ def advance(
     Returns:
         The progress after, and the metrics, leaves `[size]` or `[S, size]`, zeros behind `length`.
     """
+    if _is_batch(run_key):
+
+        def one(key: PRNGKey, progress: Progress) -> tuple[Progress, Metrics]:
+            return advance(key, algorithm, progress, start, length, size)
+
+        return map_seeds(one, run_key, progress)
 
     def iteration(key: PRNGKey, progress: Progress, i: Array) -> tuple[Progress, Metrics]:
         state, metrics = algorithm.step(key, progress.state)
@@ -79,25 +93,73 @@ def advance(
         diverged_at = jnp.where((progress.diverged_at < 0) & ~finite, i, progress.diverged_at)
         return Progress(state._replace(learned=learned), diverged_at), metrics
 
-    batched, fold = _is_batch(run_key), jax.random.fold_in
-    if batched:
-        iteration = jax.vmap(iteration, in_axes=(0, 0, None))
-        fold = jax.vmap(fold, in_axes=(0, None))
     # all at once: in the loop it would cost as much as ten steps of an environment
-    keys = jax.vmap(lambda i: fold(run_key, i))(start + jnp.arange(size))
-
-    shapes = jax.eval_shape(iteration, run_key, progress, jnp.asarray(start))[1]
-    axis = 1 if batched else 0
-    buffer = jax.tree.map(lambda m: jnp.zeros((*m.shape[:axis], size, *m.shape[axis:]), m.dtype), shapes)
+    keys = jax.vmap(lambda i: jax.random.fold_in(run_key, i))(start + jnp.arange(size))
 
     def body(offset: Array, loop: tuple[Progress, Metrics]) -> tuple[Progress, Metrics]:
         progress, metrics = iteration(keys[offset], loop[0], start + offset)
-        buffer = jax.tree.map(
-            lambda rows, row: lax.dynamic_update_index_in_dim(rows, row, offset, axis), loop[1], metrics
-        )
-        return progress, buffer
+        return progress, _put(loop[1], metrics, offset)
 
-    return lax.fori_loop(0, length, body, (progress, buffer))
+    shapes = jax.eval_shape(iteration, run_key, progress, jnp.asarray(start))[1]
+    return lax.fori_loop(0, length, body, (progress, _buffer(shapes, size)))
+
+
+def map_seeds(
+    run: SeedRun, rows: Any, progress: Progress, *, together: int | None = None, mesh: Mesh | None = None
+) -> tuple[Progress, Metrics]:
+    """Run several seeds: some side by side, in groups one after the other.
+
+    What a CPU computes for all seeds at once leaves its caches: PPO with 64 environments on CartPole trains
+    10 seeds 1.5 times as fast one after the other as side by side. Where a seed does little at a time, some
+    of them side by side are faster. The numbers are the same to rounding.
+
+    Args:
+        run: `(row, progress) -> (progress, metrics)`, of one seed, as `advance` is.
+        rows: what its first argument is for every seed; leaves `[S, ...]`.
+        progress: of all seeds, leaves `[S, ...]`; updated in place, where the caller donates it.
+        together: seeds of a group, a divisor of those of a device; None for all.
+        mesh: devices along an axis "seed" that share the seeds evenly; each runs its own and waits for no
+            other. None leaves placing to the compiler.
+
+    Returns:
+        The progress after, and the metrics, both `[S, ...]`.
+
+    Raises:
+        ValueError: if the groups do not divide the seeds of a device.
+    """
+
+    def share(rows: Any, progress: Progress) -> tuple[Progress, Metrics]:
+        num = jax.tree.leaves(progress)[0].shape[0]
+        size = num if together is None else together
+        if size < 1 or num % size:
+            raise ValueError(
+                f"{num} seeds of a device do not divide into groups of {size}: take a divisor of {num}."
+            )
+        if size == num > 1:
+            return jax.vmap(run)(rows, progress)
+        # a group of one has no axis: a batch of one would be slower
+        group = run if size == 1 else jax.vmap(run)
+
+        def fold(tree: Any) -> Any:
+            return tree if size == 1 else jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)
+
+        def body(i: Array, loop: tuple[Progress, Metrics]) -> tuple[Progress, Metrics]:
+            after, metrics = group(_row(folded, i), _row(loop[0], i))
+            return _put(loop[0], after, i), _put(loop[1], metrics, i)
+
+        folded, start = fold(rows), fold(progress)
+        shapes = jax.eval_shape(lambda: group(_row(folded, 0), _row(start, 0)))[1]
+        empty = _buffer(shapes, num // size)
+        after = lax.fori_loop(0, num // size, body, (start, empty))
+        return after if size == 1 else jax.tree.map(lambda x: x.reshape(num, *x.shape[2:]), after)
+
+    if mesh is None:
+        return share(rows, progress)
+    by_seed = PartitionSpec("seed")
+    # nothing crosses devices, and so there is nothing to check
+    return jax.shard_map(share, mesh=mesh, in_specs=by_seed, out_specs=by_seed, check_vma=False)(
+        rows, progress
+    )
 
 
 def train(
@@ -107,6 +169,7 @@ def train(
     *,
     state: State | None = None,
     start: int = 0,
+    together: int | None = None,
 ) -> tuple[State, Metrics]:
     """Train, from scratch or onwards from a state.
 
@@ -122,12 +185,16 @@ def train(
         num_iterations: iterations to run now.
         state: what an earlier call returned; None begins anew.
         start: iterations that `state` has behind it.
+        together: seeds of a device that run side by side, a divisor of their number; the groups run one after
+            the other. None for all. A CPU may be faster with few, see `map_seeds`. Keys that `pgjax.shard`
+            has placed keep their devices, unless the call is traced, where nobody knows of them.
 
     Returns:
         The final state and the metrics, each `[num_iterations]`; with S keys both have S in front.
 
     Raises:
-        ValueError: if `num_iterations < 1`, or if `start` is given without a state.
+        ValueError: if `num_iterations < 1`, if `start` is given without a state, or if `together` does not
+            divide the seeds of a device.
 
     Example:
         >>> import jax, optax, pgjax
@@ -144,6 +211,9 @@ def train(
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}.")
     if state is None and start:
         raise ValueError(f"start={start} needs the state that {start} iterations led to.")
+    if together is not None and not _is_batch(key):
+        raise ValueError(f"together={together} is for several seeds: give an array of keys.")
+    mesh = _seed_mesh(key)
 
     @jax.jit
     def run(key: PRNGKey, state: State | None) -> tuple[State, Metrics]:
@@ -152,7 +222,14 @@ def train(
             progress = init_progress(init_key, algorithm)
         else:
             progress = Progress(state, jnp.full(key.shape[:1] if _is_batch(key) else (), -1, jnp.int32))
-        progress, metrics = advance(run_key, algorithm, progress, start, num_iterations, num_iterations)
+
+        def one(key: PRNGKey, progress: Progress) -> tuple[Progress, Metrics]:
+            return advance(key, algorithm, progress, start, num_iterations, num_iterations)
+
+        if _is_batch(key):
+            progress, metrics = map_seeds(one, run_key, progress, together=together, mesh=mesh)
+        else:
+            progress, metrics = one(run_key, progress)
         return progress.state, metrics
 
     return run(key, state)
@@ -176,6 +253,27 @@ def split_run_key(key: PRNGKey) -> tuple[PRNGKey, PRNGKey]:
 
 def _is_batch(key: PRNGKey) -> bool:
     return key.ndim > (0 if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else 1)
+
+
+def _seed_mesh(key: PRNGKey) -> Mesh | None:
+    """The devices that keys were placed on by `pgjax.shard`."""
+    placed = None if isinstance(key, Tracer) else getattr(key, "sharding", None)
+    if isinstance(placed, NamedSharding) and placed.spec == PartitionSpec("seed"):
+        return placed.mesh if isinstance(placed.mesh, Mesh) else None
+    return None
+
+
+def _buffer(shapes: Any, size: int) -> Any:
+    """Room for so many rows."""
+    return jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), shapes)
+
+
+def _row(rows: Any, i: Numeric) -> Any:
+    return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, i, keepdims=False), rows)
+
+
+def _put(rows: Any, row: Any, i: Array) -> Any:
+    return jax.tree.map(lambda xs, x: lax.dynamic_update_index_in_dim(xs, x, i, 0), rows, row)
 
 
 def _all_finite(tree: Any) -> Array:

@@ -25,10 +25,13 @@ SPREAD = {
     "sac-continuous": {"num_envs": 8},
 }
 
+# Seeds in groups: TRPO searches along a line and REINFORCE waits for episodes, each as long as it takes.
+GROUPED = ("trpo", "reinforce", "dqn")
+
 WORKER = """
 import json, re, sys
 import jax, numpy as np
-from test_placement import SPREAD
+from test_placement import GROUPED, SPREAD
 from zoo import ZOO
 import pgjax
 from pgjax import placement, training
@@ -79,7 +82,31 @@ seeds = {
 }
 through_train, _ = pgjax.train(placement.shard(keys), algorithm, 1)
 seeds["train"] = [len(x.sharding.device_set) for x in jax.tree.leaves(through_train.learned.params)]
-print("RESULT" + json.dumps({"data": found, "seed": seeds}))
+
+# groups of them
+groups = {}
+mesh = placement.make_mesh("seed")
+for name in GROUPED:
+    algorithm = ZOO[name]()
+    keys = jax.random.split(jax.random.key(0), 32)
+    init_keys, run_keys = training.split_run_key(keys)
+    start = jax.jit(lambda keys: training.init_progress(keys, algorithm))(init_keys)
+    one = lambda key, progress: training.advance(key, algorithm, progress, 0, 1, 1)
+    alone, _ = jax.jit(lambda *rows: training.map_seeds(one, *rows))(run_keys, start)
+    groups[name] = {}
+    for together in (1, 2, 4):
+        chunk = lambda *rows: training.map_seeds(one, *rows, together=together, mesh=mesh)
+        program = jax.jit(chunk).lower(*placement.shard((run_keys, start))).compile()
+        after, _ = program(*placement.shard((run_keys, start)))
+        pairs = zip(*(jax.tree.leaves(p.state.learned) for p in (after, alone)), strict=True)
+        groups[name][together] = {
+            "error": max(
+                float(np.abs(np.asarray(a, float) - b).max() / max(1e-3, np.abs(b).max())) for a, b in pairs
+            ),
+            "collectives": re.findall(KIND, program.as_text()),
+            "devices": [len(x.sharding.device_set) for x in jax.tree.leaves(after)],
+        }
+print("RESULT" + json.dumps({"data": found, "seed": seeds, "groups": groups}))
 """
 
 
@@ -147,6 +174,14 @@ class TestShard:
             pgjax.shard(jnp.zeros(2), "model")
 
 
+@pytest.mark.parametrize("name", GROUPED)
+def test_seeds_in_groups_are_those_side_by_side_and_wait_for_no_other_device(results, name):
+    for together, found in results["groups"][name].items():
+        assert found["collectives"] == [], together
+        assert found["error"] < 1e-5, together
+        assert set(found["devices"]) == {NUM_DEVICES}
+
+
 class FakeMesh:
     """As many devices as a test needs."""
 
@@ -191,6 +226,31 @@ class TestLayout:
         monkeypatch.setattr(jax, "device_count", lambda: 8)
         with pytest.raises(ValueError, match=message):
             programs.layout(self.settings(**settings))
+
+    @pytest.mark.parametrize(
+        ("algorithm", "environment", "changes", "expected"),
+        [
+            (
+                "ppo",
+                "CartPole-v1",
+                {"num_envs": 4, "num_steps": 128, "num_minibatches": 4},
+                [1, 2, 3, 4, 5, 4],
+            ),
+            ("ppo", "CartPole-v1", {"num_envs": 64, "num_steps": 128, "num_minibatches": 4}, [1] * 6),
+            ("a2c", "CartPole-v1", {"num_envs": 8, "num_steps": 5}, [1, 2, 3, 4, 10, 16]),
+            ("sac", "Pendulum-v1", {"batch_size": 128}, [1, 2, 3, 2, 2, 2]),
+            ("dqn", "Breakout-MinAtar", {"batch_size": 128}, [1] * 6),
+        ],
+    )
+    def test_a_cpu_runs_as_many_seeds_together_as_its_caches_hold(
+        self, algorithm, environment, changes, expected
+    ):
+        preset = presets.preset(algorithm, environment, **changes)
+        assert [programs.seeds_together(preset, rows) for rows in (1, 2, 3, 4, 10, 32)] == expected
+
+    def test_an_accelerator_runs_all_seeds_together(self, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert programs.seeds_together(presets.preset("dqn", "Breakout-MinAtar"), 32) == 32
 
     def test_processes_share_all_devices(self, monkeypatch):
         monkeypatch.setattr(jax, "device_count", lambda: 8)

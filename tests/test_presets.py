@@ -125,6 +125,27 @@ def test_reinforce_takes_its_limit_from_the_environment():
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "changes", "expected"),
+    [
+        ("ppo", {"num_envs": 4, "num_steps": 128, "num_epochs": 3, "num_minibatches": 4}, 128),
+        ("a2c", {"num_envs": 8, "num_steps": 5}, 40),
+        ("a3c", {"num_steps": 5}, 5),
+        ("actor_critic", {"num_envs": 16}, 32),
+        ("acktr", {"num_envs": 32, "num_steps": 20}, 640),
+        ("npg", {"num_envs": 8, "num_steps": 128}, 1024),
+        ("trpo", {"num_envs": 8, "num_steps": 100}, 800),
+        ("reinforce", {"num_episodes": 3, "max_steps": 20}, 60),
+        ("q_learning", {"num_envs": 64}, 128),
+        ("sarsa", {"num_envs": 7}, 14),
+        ("dqn", {"batch_size": 100}, 200),
+        ("sac", {"batch_size": 128}, 256),
+    ],
+)
+def test_what_a_gradient_step_looks_at(algorithm, changes, expected):
+    assert presets.observations_per_update(presets.preset(algorithm, "CartPole-v1", **changes)) == expected
+
+
+@pytest.mark.parametrize(
     "algorithm, environment, changes, message",
     [
         ("ppoo", "CartPole-v1", {}, "Did you mean ppo or trpo?"),

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import walk
 
 import pgjax
-from pgjax.training import Progress, advance, init_progress, split_run_key
+from pgjax.training import Progress, advance, init_progress, map_seeds, split_run_key
 
 KEY = jax.random.key(3)
 
@@ -94,6 +95,105 @@ def test_a_seed_that_meets_a_nan_keeps_what_it_had_learned_and_the_others_go_on(
     totals = before.state.learned.total, after.state.learned.total
     assert totals[0][0] == totals[1][0]
     assert totals[0][1] < totals[1][1]
+
+
+class TestMapSeeds:
+    @pytest.mark.parametrize("together", [1, 2, 3, 6])
+    @pytest.mark.parametrize("make_keys", [lambda keys: keys, jax.random.key_data])
+    def test_groups_in_turn_are_all_side_by_side(self, together, make_keys):
+        keys = make_keys(jax.random.split(KEY, 6))
+        expected = pgjax.train(keys, adding(1), 3)
+        chex.assert_trees_all_equal(pgjax.train(keys, adding(1), 3, together=together), expected)
+
+    @pytest.mark.parametrize("together", [1, 2, 4])
+    def test_a_chunk_goes_on_and_fills_the_buffer_as_far_as_it_goes(self, together):
+        init_keys, run_keys = split_run_key(jax.random.split(KEY, 4))
+        start = init_progress(init_keys, adding())
+
+        @jax.jit
+        def chunk(progress, begin, length):
+            def one(key, progress):
+                return advance(key, adding(), progress, begin, length, 4)
+
+            return map_seeds(one, run_keys, progress, together=together)
+
+        half, first = chunk(start, 0, 2)
+        end, second = chunk(half, 2, 1)
+        expected, metrics = advance(run_keys, adding(), start, 0, 3, 3)
+        chex.assert_trees_all_close(end, expected, rtol=1e-6)
+        np.testing.assert_array_equal(first["drawn"][:, :2], metrics["drawn"][:, :2])
+        np.testing.assert_array_equal(second["drawn"][:, 0], metrics["drawn"][:, 2])
+        assert not np.any(first["drawn"][:, 2:])
+        assert not np.any(second["drawn"][:, 1:])
+
+    def test_a_group_holds_up_no_other(self):
+        """Side by side, a loop without a fixed end goes on until the slowest seed is done."""
+
+        def count(row, progress):
+            turns = jax.lax.while_loop(lambda n: n < row["until"], lambda n: n + 1, jnp.int32(0))
+            return progress._replace(diverged_at=turns), {"turns": turns[None]}
+
+        rows = {"until": jnp.array([3, 1, 2, 5])}
+        progress = Progress(jnp.zeros((4, 2)), jnp.full(4, -1, jnp.int32))
+        after, metrics = map_seeds(count, rows, progress, together=1)
+        assert after.diverged_at.tolist() == metrics["turns"][:, 0].tolist() == rows["until"].tolist()
+
+        def ends(together):
+            """What says that the loop is over: one for all, or one for each seed of a group."""
+            program = jax.make_jaxpr(lambda *rows: map_seeds(count, *rows, together=together))(rows, progress)
+            loops = [e for e in walk(program.jaxpr) if e.primitive.name == "while"]
+            return loops[0].params["cond_jaxpr"].out_avals[0].shape
+
+        assert [ends(n) for n in (1, 2, 4)] == [(), (2,), (4,)]
+
+    def test_seeds_are_updated_where_they_lie(self):
+        """Another copy of a replay buffer would be more than a machine may have."""
+        state = jnp.zeros((6, 100_000))
+
+        def touch(row, progress):
+            return progress._replace(state=progress.state.at[0].add(row)), {"x": row[None]}
+
+        def chunk(progress):
+            return map_seeds(touch, jnp.arange(6.0), progress, together=1)
+
+        progress = Progress(state, jnp.full(6, -1, jnp.int32))
+        found = jax.jit(chunk, donate_argnums=0).lower(progress).compile().memory_analysis()
+        assert found.alias_size_in_bytes >= state.nbytes
+        assert found.temp_size_in_bytes <= 2.1 * state.nbytes / 6
+
+    def test_keys_on_several_devices_stay_there(self):
+        code = """
+import jax, numpy as np, pgjax
+from test_training import adding
+keys = jax.random.split(jax.random.key(3), 12)
+expected = pgjax.train(keys, adding(1), 2)
+for together in (1, 2, None):
+    found = pgjax.train(pgjax.shard(keys), adding(1), 2, together=together)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(len(x.sharding.device_set) == 3 for x in jax.tree.leaves(found)), found
+try:
+    pgjax.train(pgjax.shard(keys), adding(), 1, together=3)
+except ValueError as error:
+    print(error)
+"""
+        devices = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=3",
+            "PYTHONPATH": os.path.dirname(__file__),
+        }
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, env=devices
+        )
+        assert "4 seeds of a device do not divide into groups of 3" in ended.stdout, ended.stderr
+
+    @pytest.mark.parametrize("together", [0, 4, 12])
+    def test_groups_that_do_not_divide_the_seeds_are_refused(self, together):
+        with pytest.raises(ValueError, match=f"6 seeds of a device do not divide into groups of {together}"):
+            pgjax.train(jax.random.split(KEY, 6), adding(), 1, together=together)
+
+    def test_a_single_seed_has_no_groups(self):
+        with pytest.raises(ValueError, match="together=1 is for several seeds"):
+            pgjax.train(KEY, adding(), 1, together=1)
 
 
 @pytest.mark.parametrize(

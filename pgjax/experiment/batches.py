@@ -14,9 +14,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pgjax import placement, training
-from pgjax.experiment import checkpoints, presets, runner, statistics
+from pgjax.experiment import checkpoints, presets, programs, runner, statistics
 from pgjax.experiment.grid import Group
-from pgjax.experiment.programs import MAX_CHUNK
 from pgjax.experiment.store import SUMS
 from pgjax.experiment.tidy import RunRecord
 
@@ -134,20 +133,22 @@ def compile_group(group: Group, num_runs: int, *, memory: float | None, devices:
     spread = NamedSharding(mesh, PartitionSpec("seed"))
     preset = group.preset
     env_steps, num_updates = presets.iteration_size(preset)
-    whole = math.ceil(preset.steps / env_steps) if num_updates is not None else MAX_CHUNK
-    buffer_size = min(MAX_CHUNK, whole)
+    whole = math.ceil(preset.steps / env_steps) if num_updates is not None else programs.MAX_CHUNK
+    buffer_size = min(programs.MAX_CHUNK, whole)
 
     def start(hyper: Any, seed: Any) -> training.Progress:
         init_key, _ = training.split_run_key(jax.random.key(seed))
         return training.init_progress(init_key, presets.build(preset, hyper))
 
     def advance(hyper: Any, seed: Any, progress: training.Progress, start: Any, length: Any) -> Any:
-        def one(hyper: Any, seed: Any, progress: training.Progress) -> Any:
+        def one(row: Any, progress: training.Progress) -> Any:
+            hyper, seed = row
             _, run_key = training.split_run_key(jax.random.key(seed))
             algorithm = presets.build(preset, hyper)
             return training.advance(run_key, algorithm, progress, start, length, buffer_size)
 
-        return jax.vmap(one)(hyper, seed, progress)
+        together = programs.seeds_together(preset, seed.shape[0] // devices)
+        return training.map_seeds(one, (hyper, seed), progress, together=together, mesh=mesh)
 
     def start_rows(hyper: Any, seeds: Any) -> Any:
         # one after the other, as `training.init_progress` says
@@ -242,7 +243,7 @@ def train_batch(group: Group, batches: Batches, runs: Any, *, seeds: int, seed: 
     diverged_at, length = np.full(len(runs), -1), 1
     while left := runner.iterations_left(steps, most, history, diverged_at):
         start, began = history["env_steps"].shape[1], time.perf_counter()
-        length = min(length, left, MAX_CHUNK)
+        length = min(length, left, programs.MAX_CHUNK)
         with _saying_so(batches.rows):
             progress, buffer = batches.chunk(hyper, names, progress, np.int32(start), np.int32(length))
             metrics = {k: np.asarray(v)[: len(runs), :length] for k, v in buffer.items()}

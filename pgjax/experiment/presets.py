@@ -477,6 +477,25 @@ def iteration_size(preset: Preset) -> tuple[int, int | None]:
     return _ITERATION[preset.algorithm](_with_max_steps(preset, environment(preset)[1]))
 
 
+def observations_per_update(preset: Preset) -> int:
+    """How many observations a gradient step looks at, of the actor's where a critic has its own.
+
+    Args:
+        preset: the settings.
+
+    Returns:
+        Their number; both ends of a transition count. Where an iteration has whole episodes, the most there
+        can be.
+    """
+    options, (env_steps, num_updates) = preset.options, iteration_size(preset)
+    if "batch_size" in options:
+        return 2 * options["batch_size"]
+    if num_updates is None or "critic_epochs" in options:
+        return env_steps
+    ends = 2 if preset.algorithm in ("q_learning", "sarsa", "actor_critic") else 1
+    return ends * max(1, env_steps * options.get("num_epochs", 1) // num_updates)
+
+
 def to_json(preset: Preset) -> dict[str, Any]:
     """The settings as JSON takes them.
 

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pgjax import placement, training
+from pgjax import descent, placement, training
 from pgjax.experiment import presets, processes, store
 from pgjax.experiment.store import Settings
 
 MAX_CHUNK = 2048
 """Iterations of one call at most; the length of the metrics buffer."""
+
+_CACHED_IMAGES = 64  # as `descent.CACHED_SAMPLES`, for a CNN as small as MinAtar's
 
 
 class Programs(NamedTuple):
@@ -131,10 +133,21 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
     def init(hyper: Any, keys: Any) -> training.Progress:
         return training.init_progress(keys, presets.build(preset, hyper, made))
 
+    mesh = None
+    if num_devices > 1 or jax.process_count() > 1:
+        mesh = placement.make_mesh(settings.shard, jax.devices()[:num_devices])
+    together, seed_mesh = None, None
+    if settings.shard == "seed":
+        together, seed_mesh = seeds_together(preset, rows // num_devices), mesh
+
     def advance(hyper: Any, keys: Any, progress: training.Progress, start: Any, length: Any) -> Any:
-        return training.advance(
-            keys, presets.build(preset, hyper, made), progress, start, length, buffer_size
-        )
+        def one(key: Any, progress: training.Progress) -> Any:
+            algorithm = presets.build(preset, hyper, made)
+            return training.advance(key, algorithm, progress, start, length, buffer_size)
+
+        if seeds == 1:
+            return one(keys, progress)
+        return training.map_seeds(one, keys, progress, together=together, mesh=seed_mesh)
 
     env_steps, num_updates = presets.iteration_size(preset)
     whole = math.ceil(preset.steps / env_steps) if num_updates is not None else MAX_CHUNK
@@ -146,8 +159,7 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
     else:
         progress = start.pop("progress")  # or the host would keep a second copy all through the run
     out_shardings = None
-    if num_devices > 1 or jax.process_count() > 1:
-        mesh = placement.make_mesh(settings.shard, jax.devices()[:num_devices])
+    if mesh is not None:
         by_leaf = placement.shardings(progress, mesh, batch_axes=int(seeds > 1))
         axes = ("seed",) if settings.shard == "seed" else ()
         rest = NamedSharding(mesh, PartitionSpec(*axes))
@@ -162,6 +174,26 @@ def compile_programs(settings: Settings, start: Any = None) -> Programs:
     chunk = jax.jit(advance, donate_argnums=2, out_shardings=out_shardings)
     compiled = chunk.lower(hyper, run_keys, progress, np.int32(0), np.int32(1)).compile()
     return Programs(compiled, hyper, keys, run_keys, progress, seconds + time.perf_counter() - begin)
+
+
+def seeds_together(preset: presets.Preset, rows: int) -> int:
+    """How many seeds of a device run side by side, in one batch.
+
+    On a CPU those whose observations of one gradient step fill its caches; elsewhere all.
+
+    Args:
+        preset: the settings.
+        rows: seeds of a device.
+
+    Returns:
+        A divisor of `rows`.
+    """
+    if jax.default_backend() != "cpu":
+        return rows
+    cached = _CACHED_IMAGES if preset.network.torso == "cnn" else descent.CACHED_SAMPLES
+    wanted = max(1.0, cached / presets.observations_per_update(preset))
+    divisors = [d for d in range(1, rows + 1) if rows % d == 0]
+    return min(divisors, key=lambda d: max(d / wanted, wanted / d))
 
 
 def fit_rows(tree: Any, seeds: int, rows: int) -> Any:
