@@ -178,6 +178,7 @@ WHY["a3c", "Pendulum-v1"] = (
 _SHORT = "it had a million steps, where the figure is ppo's after ten; its curve "
 WHY |= {("q_learning", e): _SHORT + "still rises" for e in MINATAR}
 WHY["q_learning", "SpaceInvaders-MinAtar"] = _SHORT + "hardly rises from 300,000 steps on"
+WHY |= {("sarsa", e): _SHORT + "still rises" for e in MINATAR}
 WHY["dqn", "Freeway-MinAtar"] = _SHORT + "still rises, by 2 in the last 300,000 steps"
 WHY["dqn", "SpaceInvaders-MinAtar"] = _SHORT + "stays near 60 from 720,000 steps on"
 WHY["a2c", "Breakout-MinAtar"] = (
