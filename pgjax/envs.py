@@ -15,6 +15,7 @@ import numpy as np
 
 from pgjax import host, suites, tabular
 from pgjax._advice import advice
+from pgjax._imports import postponed
 from pgjax.suites import EpisodeLimit
 from pgjax.types import Array, PRNGKey
 
@@ -117,7 +118,8 @@ class RescaleObs:
 
     def observation_space(self, params: Any) -> Any:
         """The box from −1 to 1."""
-        from gymnax.environments.spaces import Box
+        with postponed("seaborn"):
+            from gymnax.environments.spaces import Box
 
         return Box(-1.0, 1.0, self.env.observation_space(params).shape)
 
@@ -209,9 +211,15 @@ def names() -> list[str]:
     Returns:
         Names, in gymnax's order, and then those of `pgjax.tabular`.
     """
-    from gymnax.registration import registered_envs
+    return [*(name for name in _registration().registered_envs if name not in _REFUSED), *_TABULAR]
 
-    return [*(name for name in registered_envs if name not in _REFUSED), *_TABULAR]
+
+def _registration() -> Any:
+    """Of gymnax."""
+    with postponed("seaborn"):
+        from gymnax import registration
+
+    return registration
 
 
 def make(name: str, *, rescale_obs: bool = False, **params: Any) -> tuple[Any, Any]:
@@ -241,8 +249,7 @@ def make(name: str, *, rescale_obs: bool = False, **params: Any) -> tuple[Any, A
     if rescale_obs:
         env, env_params = make(name, **params)
         return RescaleObs(env, env_params), env_params
-    from gymnax import registration
-
+    registration = _registration()
     if name in _REFUSED:
         raise ValueError(f"{name} is not available: {_REFUSED[name]}.")
     if name in _TABULAR:

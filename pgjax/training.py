@@ -1,6 +1,7 @@
 """The only training loop: a loop over iterations, mapped over seeds."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -83,6 +84,7 @@ def advance(
 
         return map_seeds(one, run_key, progress)
 
+    @partial(jax.jit, inline=True)  # traced once for its shapes and for the loop
     def iteration(key: PRNGKey, progress: Progress, i: Array) -> tuple[Progress, Metrics]:
         state, metrics = algorithm.step(key, progress.state)
         finite = _all_finite((state.learned, metrics))
@@ -138,7 +140,7 @@ def map_seeds(
         if size == num > 1:
             return jax.vmap(run)(rows, progress)
         # a group of one has no axis: a batch of one would be slower
-        group = run if size == 1 else jax.vmap(run)
+        group = jax.jit(run if size == 1 else jax.vmap(run), inline=True)  # traced once, as in `advance`
 
         def fold(tree: Any) -> Any:
             return tree if size == 1 else jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), tree)

@@ -12,7 +12,7 @@ import pgjax
 ROOT = pathlib.Path(pgjax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # from the ground up; a room imports from lower floors only, and from itself
-    {"_jit", "_jaxpr", "_advice", "types"},
+    {"_jit", "_jaxpr", "_advice", "_imports", "types"},
     {"_draws"},
     {"_ahead"},
     {"_lapack", "_matmul", "_random", "descent"},

@@ -97,6 +97,19 @@ def test_a_seed_that_meets_a_nan_keeps_what_it_had_learned_and_the_others_go_on(
     assert totals[0][1] < totals[1][1]
 
 
+@pytest.mark.parametrize("together", [None, 1, 2])
+def test_an_iteration_is_traced_once(together):
+    """Tracing is a good part of the time to compile."""
+    traced = []
+
+    def step(key, state):
+        traced.append(key)
+        return adding().step(key, state)
+
+    pgjax.train(jax.random.split(KEY, 4), adding()._replace(step=step), 2, together=together)
+    assert len(traced) == 1
+
+
 class TestMapSeeds:
     @pytest.mark.parametrize("together", [1, 2, 3, 6])
     @pytest.mark.parametrize("make_keys", [lambda keys: keys, jax.random.key_data])
