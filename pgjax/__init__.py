@@ -116,6 +116,7 @@ from pgjax.rollouts import (
 )
 from pgjax.training import train
 from pgjax.types import Algorithm, Distribution, Network, Policy, Transition
+from pgjax.values import rollout_values
 
 __version__ = "0.1.0"
 
@@ -201,6 +202,7 @@ __all__ = [
     "reward_to_go",
     "rollout",
     "rollout_episodes",
+    "rollout_values",
     "sample_replay",
     "sarsa_loss",
     "scale_reward",

@@ -12,7 +12,7 @@ from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
 from pgjax.metrics import explained_variance, surrogate_improvement
-from pgjax.minibatch import by_time, minibatch_descent, to_batch, to_shards
+from pgjax.minibatch import minibatch_descent, to_batch, to_shards
 from pgjax.natural.fisher import CGInfo, natural_gradient
 from pgjax.rollouts import EnvCarry, reset_envs, rollout
 from pgjax.types import (
@@ -26,6 +26,7 @@ from pgjax.types import (
     PRNGKey,
     Transition,
 )
+from pgjax.values import rollout_values
 
 
 class Learned(NamedTuple):
@@ -204,8 +205,7 @@ def make(
             return actor.apply(learned.actor_params, obs).sample_and_log_prob(key)
 
         env_carry, traj, stats = rollout(act_key, state.env_carry, policy, env, env_params, num_steps)
-        values = [critic.apply(learned.critic_params, to_batch(obs)) for obs in (traj.obs, traj.next_obs)]
-        value, next_value = by_time(values, num_steps)
+        value, next_value = rollout_values(lambda obs: critic.apply(learned.critic_params, obs), traj)
         advantage = gae(
             traj.reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
         )

@@ -19,7 +19,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors only, and fro
     {"distributions"},
     {"estimators", "losses", "gradients", "metrics"},
     {"natural"},
-    {"networks", "rollouts", "minibatch", "normalization", "replay", "exploration", "tabular"},
+    {"networks", "rollouts", "minibatch", "normalization", "replay", "exploration", "tabular", "values"},
     {"diagnostics", "improvement", "experience", "online", "windows"},
     {"deterministic", "suites"},
     {"host"},

@@ -180,6 +180,7 @@ EXAMPLES = {
     "reset_envs": ((KEY, ENV, None, N), {}),
     "rollout": ((KEY, CARRY, policy, ENV, None, T), {}),
     "rollout_episodes": ((KEY, policy, ENV, None, N, T), {}),
+    "rollout_values": ((lambda obs: obs.sum(-1), TRAJ), {"num_chunks": 3}),
     "episode_stats": ((TRAJ, VALID), {}),
     "evaluate": ((KEY, lambda key, obs: policy(key, obs)[0], ENV, None, N, T), {}),
     "train": ((KEY, COUNTING, 2), {}),

@@ -42,6 +42,7 @@ from pgjax.types import (
     PRNGKey,
     Transition,
 )
+from pgjax.values import rollout_values
 
 
 class Learned(NamedTuple):
@@ -220,8 +221,12 @@ def make(
 
     def evaluate_rollout(learned: Learned, traj: Transition) -> tuple[Batch, Array]:
         obs = see(learned, traj.obs)
-        policy, value = network.apply(learned.params, obs)
-        _, next_value = network.apply(learned.params, see(learned, traj.next_obs))
+        policy = None if learned.kl_coef is None else network.apply(learned.params, obs)[0]
+
+        def critic(obs: ArrayTree) -> Array:
+            return network.apply(learned.params, see(learned, obs))[1]
+
+        value, next_value = rollout_values(critic, traj)
         reward, scaling = traj.reward, learned.reward_scaling
         if scaling is not None:
             reward = blend(normalize_reward, lambda r: scale_reward(scaling, r, clip=reward_clip), reward)
@@ -229,8 +234,7 @@ def make(
             reward, value, next_value, traj.terminated, traj.truncated, gamma=gamma, lambda_=lambda_
         )
         target = advantage + value
-        kept = None if learned.kl_coef is None else policy
-        batch = Batch(obs, traj.action, traj.log_prob, value, advantage, target, kept)
+        batch = Batch(obs, traj.action, traj.log_prob, value, advantage, target, policy)
         return batch, explained_variance(value, target)
 
     names = ["policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction"]
