@@ -53,8 +53,9 @@ def convolve(
     """As `lax.conv_general_dilated` in a plain layer of images; flax's `Conv` takes it in that one's place.
 
     On CPUs the patches that the kernel sees are laid out and multiplied with it, which is faster than XLA's
-    convolution and its gradients. On other devices, and with padding, strides or dilation, nothing is
-    different.
+    convolution and its gradients. Under differentiation they lie in memory one pixel of all patches after the
+    other, so that both the product and the gradient of the kernel, a sum over all patches, read them in
+    order. On other devices, and with padding, strides or dilation, nothing is different.
 
     Args:
         x: images `[B, H, W, C]`.
@@ -71,8 +72,28 @@ def convolve(
     plain = padding == "VALID" and all(step == 1 for step in strides) and not dilated
     if jax.default_backend() != "cpu" or not plain or options.get("feature_group_count", 1) != 1:
         return lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
-    high, wide, channels, features = kernel.shape
+    (high, wide), features = kernel.shape[:2], kernel.shape[3]
     height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1
-    patches = [x[:, i : i + height, j : j + width] for i in range(high) for j in range(wide)]
-    rows, weights = jnp.concatenate(patches, -1), kernel.reshape(high * wide * channels, features)
-    return dot_general(rows, weights, (((3,), (0,)), ((), ())), precision)
+    corners = [(i, j) for i in range(high) for j in range(wide)]
+
+    @jax.custom_jvp
+    def product(x: Array, kernel: Array) -> Array:
+        patches = jnp.concatenate([x[:, i : i + height, j : j + width] for i, j in corners], -1)
+        weights = kernel.reshape(-1, features)
+        return lax.dot_general(patches, weights, (((3,), (0,)), ((), ())), precision=precision)
+
+    @product.defjvp
+    def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+        first = jnp.moveaxis(x, -1, 0)
+        patches = jnp.concatenate([first[:, :, i : i + height, j : j + width] for i, j in corners])
+        patches = patches.reshape(patches.shape[0], -1)
+
+        def by(kernel: Array) -> Array:
+            weights = kernel.reshape(-1, features)
+            rows = lax.dot_general(weights, patches, (((0,), (0,)), ((), ())), precision=precision)
+            return jnp.moveaxis(rows.reshape(features, -1, height, width), 0, -1)
+
+        return by(kernel), product(x_tangent, kernel) + by(kernel_tangent)
+
+    return product(x, kernel)

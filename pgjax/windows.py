@@ -47,7 +47,9 @@ def window_gradient(
         section 4.2 (`corrected`).
     """
     batch = to_batch(traj)
-    policy, value = network.apply(params, batch.obs)
+    # one forward pass, both for the values that the weights come from and for the gradient
+    outputs, pull_back = jax.vjp(lambda params: network.apply(params, batch.obs), params)
+    policy, value = outputs
     next_value = network.apply(params, batch.next_obs)[1]
     num_steps = traj.reward.shape[0]
     value, next_value = by_time((value, next_value), num_steps)
@@ -62,15 +64,17 @@ def window_gradient(
     explained = explained_variance(value, target)
     weight, target = to_batch((weight, target))
 
-    def loss(params: Any) -> tuple[Array, Metrics]:
-        policy, value = network.apply(params, batch.obs)
+    def loss(outputs: tuple[Any, Array]) -> tuple[Array, Metrics]:
+        policy, value = outputs
         policy_loss = score_function_loss(policy.log_prob(batch.action), weight).mean()
         value_loss = squared_error_loss(value, target).mean()
         entropy = policy.entropy().mean()
         total = policy_loss + value_coef * value_loss - entropy_coef * entropy
         return total, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
 
-    gradient, metrics = jax.grad(loss, has_aux=True)(params)
+    # a policy may hold a mask, which has no gradient
+    output_gradient, metrics = jax.grad(loss, has_aux=True, allow_int=True)(outputs)
+    (gradient,) = pull_back(output_gradient)
     return gradient, metrics | {
         "grad_norm": optax.tree.norm(gradient),
         "explained_variance": explained,

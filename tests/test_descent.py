@@ -142,6 +142,31 @@ class TestProduct:
         )
         chex.assert_trees_all_close(found, wanted, rtol=1e-9)
 
+    @pytest.mark.parametrize(
+        "transform",
+        [
+            lambda f: f,
+            lambda f: lambda *a: jax.jvp(f, a, a)[1],
+            lambda f: jax.hessian(f, argnums=(0, 1)),
+            lambda f: lambda *a: jax.linearize(f, *a)[1](*a),
+            lambda f: jax.vmap(jax.grad(f, argnums=(0, 1)), (None, 0)),
+            lambda f: jax.vmap(jax.grad(f, argnums=(0, 1)), (0, None)),
+        ],
+        ids=["value", "jvp", "hessian", "linearize", "kernels", "images"],
+    )
+    def test_a_convolution_under_every_transformation(self, transform, request, x64, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+        several = {"kernels": ((), (2,)), "images": ((2,), ())}.get(request.node.callspec.id, ((), ()))
+        x = jax.random.normal(KEY, (*several[0], 3, 4, 5, 2))
+        kernel = jax.random.normal(jax.random.key(1), (*several[1], 3, 2, 2, 4))
+
+        def form(convolution):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return lambda x, k: jnp.sin(convolution(x, k, (1, 1), "VALID", dimension_numbers=numbers)).sum()
+
+        found, wanted = (transform(form(f))(x, kernel) for f in (convolve, lax.conv_general_dilated))
+        chex.assert_trees_all_close(found, wanted, rtol=1e-9, atol=1e-12)
+
     def test_it_can_be_mapped_over_networks(self, x64):
         x, kernel = self.arguments((7,))
         kernels = jnp.stack([kernel, 2.0 * kernel])

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import walk
 
 import pgjax
 from pgjax import networks
@@ -45,3 +46,40 @@ def test_every_sample_has_the_weight_and_the_target_of_its_own_step(corrected, x
         network, params, traj, value_coef=0.5, entropy_coef=0.01, corrected=corrected, **options
     )
     chex.assert_trees_all_close(gradient, jax.grad(loss)(params), rtol=1e-9, atol=1e-12)
+
+
+def test_actions_that_a_mask_forbids_have_no_part_in_the_gradient():
+    shape = 3, 2
+    mask = jnp.broadcast_to(jnp.array([True, False, True]), (*shape, 3))
+    key = jax.random.key(0)
+    obs = {"obs": jax.random.normal(key, (*shape, 2)), "action_mask": mask}
+    flags = jnp.zeros(shape, bool)
+    traj = Transition(
+        *(obs, jnp.zeros(shape, jnp.int32), jnp.zeros(shape), jnp.ones(shape), flags, flags, obs)
+    )
+    network = networks.ActorCritic(networks.CategoricalActor(3), networks.Critic())
+    params = network.init(key, jax.tree.map(lambda x: x[0, 0], obs))
+    gradient, metrics = window_gradient(
+        network, params, traj, gamma=0.9, lambda_=0.8, value_coef=0.5, entropy_coef=0.01
+    )
+    logits = [g for g in jax.tree.leaves(gradient) if g.shape == (3,)]
+    assert len(logits) == 1
+    assert logits[0][1] == 0.0
+    assert abs(logits[0][0]) > 1e-3
+    assert metrics["entropy"] < np.log(2.0) + 1e-6
+
+
+def test_the_network_is_run_forward_once_over_what_was_observed():
+    shape = 3, 2
+    obs, zeros, flags = jnp.zeros((*shape, 2)), jnp.zeros(shape), jnp.zeros(shape, bool)
+    traj = Transition(obs, jnp.zeros(shape, jnp.int32), zeros, zeros, flags, flags, obs)
+    network = networks.ActorCritic(
+        networks.CategoricalActor(2, networks.MLP((5,))), networks.Critic(networks.MLP((6,)))
+    )
+    params = network.init(jax.random.key(0), obs[0, 0])
+    options = {"gamma": 0.9, "lambda_": 0.8, "value_coef": 0.5, "entropy_coef": 0.01}
+    program = jax.make_jaxpr(lambda params: window_gradient(network, params, traj, **options))(params)
+    # forward, four layers of what was observed and of the successors; back, four kernels and two upper
+    # inputs, and two lower ones, whose tangents are 0
+    dots = [e for e in walk(program.jaxpr) if e.primitive.name == "dot_general"]
+    assert len(dots) == 4 + 4 + 4 + 2 + 2
