@@ -130,7 +130,8 @@ class Environment(Protocol):
     ) -> tuple[Any, Any, Array, Array, Array, dict[Any, Any]]:
         """`(obs, env_state, reward, terminated, truncated, info)`, already reset where the episode ended.
 
-        `info["final_observation"]` is what the action led to before that reset.
+        `info["final_observation"]` is what the action led to before that reset: `obs`, unless the episode
+        ended.
         """
         ...
 

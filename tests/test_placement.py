@@ -34,7 +34,7 @@ import jax, numpy as np
 from test_placement import GROUPED, SPREAD
 from zoo import ZOO
 import pgjax
-from pgjax import placement, training
+from pgjax import networks, placement, training
 
 assert jax.device_count() == 8
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
@@ -61,6 +61,26 @@ for name, options in SPREAD.items():
     ]
     spread = sum("data" in tuple(x.sharding.spec) for x in jax.tree.leaves(together))
     found[name] = {"error": max(errors), "collectives": collectives, "spread": spread}
+
+# values of a rollout of images
+mesh = placement.make_mesh("data")
+shape, critic = (8, 16), networks.Critic(networks.CNN(channels=2, hidden=4))
+obs = jax.random.normal(jax.random.key(0), (9, 16, 5, 5, 2))
+flags = jax.random.bernoulli(jax.random.key(1), 0.1, (2, *shape))
+traj = pgjax.Transition(obs[:-1], *np.zeros((3, *shape)), *flags, obs[1:])
+traj = jax.tree.map(jax.numpy.asarray, traj)
+params = critic.init(jax.random.key(2), obs[0])
+by_env = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+images = {}
+for num_chunks in (1, 4):
+    def look(traj):
+        return pgjax.rollout_values(lambda obs: critic.apply(params, obs), traj, num_chunks=num_chunks)
+    alone, placed = jax.jit(look)(traj), jax.device_put(traj, by_env)
+    program = jax.jit(look, out_shardings=by_env).lower(placed).compile()
+    together = program(placed)
+    error = max(float(np.abs(np.asarray(a) - b).max()) for a, b in zip(together, alone))
+    collectives = [(kind, shape) for shape, kind in re.findall(KIND, program.as_text())]
+    images[num_chunks] = {"error": error, "collectives": collectives}
 
 # seeds
 algorithm = ZOO["ppo"]()
@@ -106,7 +126,7 @@ for name in GROUPED:
             "collectives": re.findall(KIND, program.as_text()),
             "devices": [len(x.sharding.device_set) for x in jax.tree.leaves(after)],
         }
-print("RESULT" + json.dumps({"data": found, "seed": seeds, "groups": groups}))
+print("RESULT" + json.dumps({"data": found, "images": images, "seed": seeds, "groups": groups}))
 """
 
 
@@ -136,6 +156,14 @@ def test_an_iteration_on_eight_devices_is_that_on_one(results, name):
 def test_no_batch_is_gathered(results, name):
     """On policy only sums cross devices; a replay buffer is the same on all, and so gets every step."""
     assert {kind for kind, *_ in results["data"][name]["collectives"]} == {"all-reduce"}
+
+
+def test_images_of_a_rollout_stay_where_they_are(results):
+    """Chunks ask all devices once, in which of them an episode was cut off; nothing else is told."""
+    assert results["images"]["1"]["collectives"] == []
+    assert [kind for kind, _ in results["images"]["4"]["collectives"]] == ["all-reduce"]
+    assert results["images"]["4"]["collectives"][0][1].startswith("pred[4]")
+    assert max(found["error"] for found in results["images"].values()) < 1e-5
 
 
 def test_ppo_sums_once_for_each_gradient_step(results):

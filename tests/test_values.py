@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,34 +31,62 @@ def exactly(obs):
     return obs[..., 0] * (10.0 + obs[..., 1])
 
 
+def anything(rng):
+    """A rollout whose episodes end anywhere, in every way, each observation unlike any other."""
+    shape = T, N
+    terminated, truncated = rng.random((2, *shape)) < 0.3  # both at once, too
+    obs = rng.permutation(T * N).reshape(*shape, 1) + np.array([0.0, 0.5])
+    next_obs = np.concatenate([obs[1:], 1000.0 + obs[:1]])
+    next_obs = np.where((terminated | truncated)[..., None], next_obs + 2000.0, next_obs)
+    next_obs = np.where((terminated & ~truncated)[..., None], np.nan, next_obs)
+    zeros = np.zeros(shape)
+    return pgjax.Transition(
+        *(jnp.asarray(x) for x in (obs, zeros, zeros, zeros, terminated, truncated, next_obs))
+    )
+
+
 @pytest.mark.parametrize("num_chunks", [1, 2, 3, 4, 6, 12, None])
-@pytest.mark.parametrize("env", [CUT, ENDING])
-def test_values_are_those_of_the_observations_however_they_are_cut(env, num_chunks):
-    traj = rollout(env)
-    value, next_value = pgjax.rollout_values(exactly, traj, num_chunks=num_chunks)
-    np.testing.assert_array_equal(value, exactly(traj.obs))
-    looked_at = ~np.asarray(traj.terminated)
-    assert looked_at.all() or not looked_at[4].any()
-    np.testing.assert_array_equal(next_value[looked_at], exactly(traj.next_obs)[looked_at])
-    assert np.isfinite(next_value).all()
+def test_values_are_those_of_the_observations_however_they_are_cut(num_chunks, rng):
+    for _ in range(10):
+        traj = anything(rng)
+        value, next_value = pgjax.rollout_values(exactly, traj, num_chunks=num_chunks)
+        np.testing.assert_array_equal(value, exactly(traj.obs))
+        looked_at = ~np.asarray(traj.terminated)
+        np.testing.assert_array_equal(next_value[looked_at], exactly(traj.next_obs)[looked_at])
+
+
+@pytest.mark.parametrize("num_chunks", [2, 12])
+def test_advantages_and_gradients_are_the_same_mapped_or_not(num_chunks, rng, x64):
+    network = networks.Critic(networks.MLP((8,)))
+    several = jax.vmap(network.init, (0, None))(jax.random.split(jax.random.key(1)), jnp.zeros(2))
+    traj = anything(rng)
+
+    def advantage(params, chunks):
+        def critic(obs):
+            return network.apply(params, obs / 1000.0)
+
+        values = pgjax.rollout_values(critic, traj, num_chunks=chunks)
+        flags = traj.terminated, traj.truncated
+        return pgjax.gae(traj.reward, *values, *flags, gamma=0.9, lambda_=0.8)
+
+    def both(params, chunks):
+        return advantage(params, chunks), jax.grad(lambda p: jnp.sin(advantage(p, chunks)).sum())(params)
+
+    # where terminated a NaN is looked at by none of them, but its gradient would be
+    traj = traj._replace(next_obs=jnp.nan_to_num(traj.next_obs))
+    for i in range(2):
+        params = jax.tree.map(lambda x, i=i: x[i], several)
+        wanted = both(params, 1)
+        chex.assert_trees_all_close(both(params, num_chunks), wanted, rtol=1e-9, atol=1e-12)
+        mapped = jax.vmap(both, (0, None))(several, num_chunks)
+        chex.assert_trees_all_close(jax.tree.map(lambda x, i=i: x[i], mapped), wanted, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("num_chunks", [1, 4])
-def test_the_advantage_is_the_same(num_chunks, x64):
-    network = networks.Critic(networks.MLP((8,)))
-    params = network.init(jax.random.key(1), jnp.zeros(2))
-
-    def critic(obs):
-        return network.apply(params, obs)
-
-    for env in (CUT, ENDING):
-        traj = rollout(env)
-        both = critic(traj.obs), critic(traj.next_obs)
-        found, right = (
-            pgjax.gae(traj.reward, *v, traj.terminated, traj.truncated, gamma=0.9, lambda_=0.8)
-            for v in (pgjax.rollout_values(critic, traj, num_chunks=num_chunks), both)
-        )
-        np.testing.assert_allclose(found, right, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("wrong", [lambda v: v[:, None], lambda v: jnp.stack([v, v]), jnp.sum])
+def test_a_critic_gives_one_value_for_each_observation(wrong, num_chunks):
+    with pytest.raises(ValueError, match="one for each is needed"):
+        pgjax.rollout_values(lambda obs: wrong(exactly(obs)), rollout(CUT), num_chunks=num_chunks)
 
 
 def test_observations_may_be_trees():
