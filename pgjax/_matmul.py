@@ -55,7 +55,7 @@ def convolve(
     On CPUs the patches that the kernel sees are laid out and multiplied with it, which is faster than XLA's
     convolution and its gradients. Under differentiation they lie in memory one pixel of all patches after the
     other, so that both the product and the gradient of the kernel, a sum over all patches, read them in
-    order. On other devices, and with padding, strides or dilation, nothing is different.
+    order. On other devices, and with padding, strides, dilation or groups, nothing is different.
 
     Args:
         x: images `[B, H, W, C]`.
@@ -69,8 +69,9 @@ def convolve(
         `[B, H', W', F]`.
     """
     dilated = any(step != 1 for name in ("lhs_dilation", "rhs_dilation") for step in options.get(name) or ())
-    plain = padding == "VALID" and all(step == 1 for step in strides) and not dilated
-    if jax.default_backend() != "cpu" or not plain or options.get("feature_group_count", 1) != 1:
+    grouped = any(options.get(name, 1) != 1 for name in ("feature_group_count", "batch_group_count"))
+    plain = padding == "VALID" and all(step == 1 for step in strides) and not dilated and not grouped
+    if jax.default_backend() != "cpu" or not plain or options.get("preferred_element_type") is not None:
         return lax.conv_general_dilated(x, kernel, strides, padding, precision=precision, **options)
     (high, wide), features = kernel.shape[:2], kernel.shape[3]
     height, width = x.shape[1] - high + 1, x.shape[2] - wide + 1
@@ -85,15 +86,15 @@ def convolve(
     @product.defjvp
     def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-        first = jnp.moveaxis(x, -1, 0)
-        patches = jnp.concatenate([first[:, :, i : i + height, j : j + width] for i, j in corners])
-        patches = patches.reshape(patches.shape[0], -1)
+        channels = jnp.moveaxis(x, -1, 0)
+        pixels = jnp.concatenate([channels[:, :, i : i + height, j : j + width] for i, j in corners])
+        pixels = pixels.reshape(pixels.shape[0], -1)  # [h w C, B H' W']
 
-        def by(kernel: Array) -> Array:
+        def multiply(kernel: Array) -> Array:
             weights = kernel.reshape(-1, features)
-            rows = lax.dot_general(weights, patches, (((0,), (0,)), ((), ())), precision=precision)
+            rows = lax.dot_general(weights, pixels, (((0,), (0,)), ((), ())), precision=precision)
             return jnp.moveaxis(rows.reshape(features, -1, height, width), 0, -1)
 
-        return by(kernel), product(x_tangent, kernel) + by(kernel_tangent)
+        return multiply(kernel), product(x_tangent, kernel) + multiply(kernel_tangent)
 
     return product(x, kernel)

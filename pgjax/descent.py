@@ -16,14 +16,14 @@ MeanLoss = Callable[[Params, Any], tuple[Array, Any]]
 
 
 def default_num_chunks(num_shards: int, size: int) -> int:
-    """In how many chunks a minibatch is differentiated, if nobody says.
+    """In how many chunks samples go through a network, if nobody says: a minibatch, or a rollout.
 
     On CPUs a chunk has about `CACHED_SAMPLES` samples, since what lies outside the cache costs more than the
-    arithmetic; elsewhere the whole minibatch is one.
+    arithmetic; elsewhere there is one.
 
     Args:
-        num_shards: shards that a minibatch takes its samples from.
-        size: samples of each of them in a minibatch.
+        num_shards: shards that each chunk takes samples from; the environments of a rollout.
+        size: samples of each of them; the steps of a rollout.
 
     Returns:
         A divisor of `size`.

@@ -127,8 +127,11 @@ def map_seeds(
         The progress after, and the metrics, both `[S, ...]`.
 
     Raises:
-        ValueError: if the groups do not divide the seeds of a device.
+        ValueError: if the devices do not divide the seeds, or the groups those of a device.
     """
+    seeds = jax.tree.leaves(progress)[0].shape[0]
+    if mesh is not None and seeds % mesh.size:
+        raise ValueError(f"{seeds} seeds do not divide among {mesh.size} devices: take a multiple of them.")
 
     def share(rows: Any, progress: Progress) -> tuple[Progress, Metrics]:
         num = jax.tree.leaves(progress)[0].shape[0]

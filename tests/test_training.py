@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -138,6 +138,14 @@ class TestMapSeeds:
         np.testing.assert_array_equal(second["drawn"][:, 0], metrics["drawn"][:, 2])
         assert not np.any(first["drawn"][:, 2:])
         assert not np.any(second["drawn"][:, 1:])
+
+    def test_seeds_that_do_not_divide_among_the_devices_are_refused(self):
+        init_keys, run_keys = split_run_key(jax.random.split(KEY, 3))
+        mesh: Any = jax.sharding.AbstractMesh((2,), ("seed",))
+        with pytest.raises(ValueError, match="3 seeds do not divide among 2 devices"):
+            map_seeds(
+                lambda key, progress: (progress, {}), run_keys, init_progress(init_keys, adding()), mesh=mesh
+            )
 
     def test_a_group_holds_up_no_other(self):
         """Side by side, a loop without a fixed end goes on until the slowest seed is done."""

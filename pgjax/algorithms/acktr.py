@@ -187,6 +187,7 @@ def make(
         act_key, actor_key, critic_key = jax.random.split(key, 3)
         env_carry, traj, stats = collect(act_key, learned.actor_params, env_carry)
         batch = to_batch(traj)
+        # of the very batch that the critic learns from: its gradient shares the forward pass
         values = [critic.apply(learned.critic_params, obs) for obs in (batch.obs, batch.next_obs)]
         value, next_value = by_time(values, num_steps)
         advantage = gae(
