@@ -183,7 +183,8 @@ WHY["dqn", "Freeway-MinAtar"] = _SHORT + "still rises, by 2 in the last 300,000 
 WHY["dqn", "SpaceInvaders-MinAtar"] = _SHORT + "stays near 60 from 720,000 steps on"
 WHY["a2c", "Breakout-MinAtar"] = (
     "every seed settles early: the curve is flat from 4 million steps on, and each seed gets in training, "
-    "with actions drawn, what it gets in evaluation with the most likely ones"
+    "with actions drawn, what it gets in evaluation with the most likely ones. A higher rate than 7e-4 helps:"
+    " with 1e-2 one seed was at 28 after 1.5 million steps, though with 3e-3 one was at 5"
 )
 WHY["ppo", "CartPole-v1"] = "one seed of ten averaged 380 over its last 100 episodes, and 500 in evaluation"
 
