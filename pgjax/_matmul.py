@@ -8,6 +8,8 @@ from jax import lax
 
 from pgjax.types import Array
 
+NARROW = 8  # fewer outputs than this, as of a value or of a few actions, are multiplied one by one
+
 
 def dot_general(
     x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **options: Any
@@ -16,7 +18,9 @@ def dot_general(
 
     The gradient of the kernel is xᵀ g, a sum over the batch. On CPUs XLA multiplies two to three times as
     fast if xᵀ lies in memory as such, and never puts it there by itself: it takes any transpose into the
-    product. Here a barrier keeps it out. On other devices, and for a single observation, nothing is
+    product. Here a barrier keeps it out. Where a layer has fewer than `NARROW` outputs, as a value has, the
+    gradient is a product of a vector and x for each of them, which reads x in order: seven times as fast for
+    two outputs as their product at once. On other devices, and for a single observation, nothing is
     different.
 
     Args:
@@ -34,14 +38,24 @@ def dot_general(
 
     @jax.custom_jvp
     def product(x: Array, kernel: Array) -> Array:
-        return lax.dot_general(x, kernel, dimension_numbers, precision=precision, **options)
+        narrow = 1 < kernel.shape[1] < NARROW
+        parts = jnp.split(kernel, kernel.shape[1], 1) if narrow else [kernel]
+        columns = [
+            lax.dot_general(x, part, dimension_numbers, precision=precision, **options) for part in parts
+        ]
+        return jnp.concatenate(columns, -1) if narrow else columns[0]
 
     @product.defjvp
     def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
         (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
         # batch axes stay as they are: flattened they would be gathered where one is spread over devices
-        stored = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
-        from_kernel = product(jnp.moveaxis(stored, 0, -1), kernel_tangent)
+        if kernel.shape[1] < NARROW:
+            rows = [product(x, column) for column in jnp.split(kernel_tangent, kernel.shape[1], 1)]
+            stored = lax.optimization_barrier(jnp.moveaxis(jnp.concatenate(rows, -1), -1, 0))
+            from_kernel = jnp.moveaxis(stored, 0, -1)
+        else:
+            stored = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
+            from_kernel = product(jnp.moveaxis(stored, 0, -1), kernel_tangent)
         return product(x, kernel), product(x_tangent, kernel) + from_kernel
 
     return product(x, kernel)

@@ -107,12 +107,14 @@ class TestChunks:
 class TestProduct:
     """`dot_general` of the dense layers against the plain one."""
 
-    def arguments(self, batch):
-        return jax.random.normal(KEY, (*batch, 5)), jax.random.normal(jax.random.key(1), (5, 3))
+    def arguments(self, batch, outputs=9):
+        return jax.random.normal(KEY, (*batch, 5)), jax.random.normal(jax.random.key(1), (5, outputs))
 
+    @pytest.mark.parametrize("outputs", [1, 3, 9])
     @pytest.mark.parametrize("batch", [(), (7,), (2, 7), (2, 1, 7)])
-    def test_values_and_gradients_of_every_kind(self, batch, x64):
-        x, kernel = self.arguments(batch)
+    def test_values_and_gradients_of_every_kind(self, batch, outputs, x64, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+        x, kernel = self.arguments(batch, outputs)
         dims = (((x.ndim - 1,), (0,)), ((), ()))
 
         def fast(x, kernel):
@@ -188,8 +190,9 @@ class TestProduct:
         )
         np.testing.assert_array_equal(found, wanted)
 
-    def test_it_can_be_mapped_over_networks(self, x64):
-        x, kernel = self.arguments((7,))
+    @pytest.mark.parametrize("outputs", [1, 3, 9])
+    def test_it_can_be_mapped_over_networks(self, outputs, x64):
+        x, kernel = self.arguments((7,), outputs)
         kernels = jnp.stack([kernel, 2.0 * kernel])
 
         def loss(kernel):
@@ -198,6 +201,19 @@ class TestProduct:
         found = jax.vmap(jax.grad(loss))(kernels)
         for i in range(2):
             np.testing.assert_allclose(found[i], jax.grad(loss)(kernels[i]), rtol=1e-9)
+
+    def test_few_outputs_are_multiplied_one_by_one_and_never_by_a_stored_transpose(self, monkeypatch):
+        """A stored transpose of the observations would be an array `[5, 7]`; xᵀ g would contract both at once."""
+        monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+
+        def program(outputs):
+            x, kernel = self.arguments((7,), outputs)
+            return str(jax.make_jaxpr(jax.grad(lambda k: jnp.square(dot_general(x, k, DENSE)).sum()))(kernel))
+
+        narrow, wide = program(2), program(9)
+        assert "f32[5,7]" in wide
+        assert "f32[5,7]" not in narrow
+        assert narrow.count("dot_general") == 4  # two forward, two back
 
     def test_the_transpose_is_stored_on_cpus_alone(self, monkeypatch):
         x, kernel = self.arguments((7,))
