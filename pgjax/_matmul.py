@@ -1,10 +1,12 @@
 """The products of dense and convolutional layers, in the forms that are fast on CPUs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from pgjax.types import Array
 
@@ -45,19 +47,22 @@ def dot_general(
         ]
         return jnp.concatenate(columns, -1) if narrow else columns[0]
 
-    @product.defjvp
-    def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    def along(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
         (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-        # batch axes stay as they are: flattened they would be gathered where one is spread over devices
-        if kernel.shape[1] < NARROW:
-            rows = [product(x, column) for column in jnp.split(kernel_tangent, kernel.shape[1], 1)]
-            stored = lax.optimization_barrier(jnp.moveaxis(jnp.concatenate(rows, -1), -1, 0))
-            from_kernel = jnp.moveaxis(stored, 0, -1)
-        else:
-            stored = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
-            from_kernel = product(jnp.moveaxis(stored, 0, -1), kernel_tangent)
-        return product(x, kernel), product(x_tangent, kernel) + from_kernel
 
+        def from_kernel() -> Array:
+            # batch axes stay as they are: flattened they would be gathered where one is spread over devices
+            if kernel.shape[1] < NARROW:
+                columns = jnp.split(kernel_tangent, kernel.shape[1], 1)
+                rows = jnp.moveaxis(jnp.concatenate([product(x, column) for column in columns], -1), -1, 0)
+                return jnp.moveaxis(lax.optimization_barrier(rows), 0, -1)
+            stored = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
+            return product(jnp.moveaxis(stored, 0, -1), kernel_tangent)
+
+        value = product(x, kernel)
+        return value, _sum(tangents, (lambda: product(x_tangent, kernel), from_kernel), value)
+
+    product.defjvp(along, symbolic_zeros=True)
     return product(x, kernel)
 
 
@@ -97,8 +102,7 @@ def convolve(
         weights = kernel.reshape(-1, features)
         return lax.dot_general(patches, weights, (((3,), (0,)), ((), ())), precision=precision)
 
-    @product.defjvp
-    def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    def along(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
         (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
         channels = jnp.moveaxis(x, -1, 0)
         pixels = jnp.concatenate([channels[:, :, i : i + height, j : j + width] for i, j in corners])
@@ -109,6 +113,16 @@ def convolve(
             rows = lax.dot_general(weights, pixels, (((0,), (0,)), ((), ())), precision=precision)
             return jnp.moveaxis(rows.reshape(features, -1, height, width), 0, -1)
 
-        return multiply(kernel), product(x_tangent, kernel) + multiply(kernel_tangent)
+        terms = (lambda: product(x_tangent, kernel), lambda: multiply(kernel_tangent))
+        value = multiply(kernel)
+        return value, _sum(tangents, terms, value)
 
+    product.defjvp(along, symbolic_zeros=True)
     return product(x, kernel)
+
+
+def _sum(tangents: tuple[Any, Any], terms: tuple[Callable[[], Array], ...], value: Array) -> Array:
+    """Of the terms whose tangent is not zero for certain, as that of observations is in a Fisher product."""
+    varies = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
+    varying = [term() for term, it_does in zip(terms, varies, strict=True) if it_does]
+    return sum(varying[1:], start=varying[0]) if varying else jnp.zeros_like(value)
