@@ -109,14 +109,15 @@ class TestChunks:
 class TestProduct:
     """`dot_general` of the dense layers against the plain one."""
 
-    def arguments(self, batch, outputs=9):
-        return jax.random.normal(KEY, (*batch, 5)), jax.random.normal(jax.random.key(1), (5, outputs))
+    def arguments(self, batch, outputs=9, inputs=10):
+        x = jax.random.normal(KEY, (*batch, inputs))
+        return x, jax.random.normal(jax.random.key(1), (inputs, outputs))
 
-    @pytest.mark.parametrize("outputs", [1, 3, 9])
+    @pytest.mark.parametrize(("inputs", "outputs"), [(10, 1), (10, 3), (10, 9), (5, 9)])
     @pytest.mark.parametrize("batch", [(), (7,), (2, 7), (2, 1, 7)])
-    def test_values_and_gradients_of_every_kind(self, batch, outputs, x64, monkeypatch):
+    def test_values_and_gradients_of_every_kind(self, batch, inputs, outputs, x64, monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-        x, kernel = self.arguments(batch, outputs)
+        x, kernel = self.arguments(batch, outputs, inputs)
         dims = (((x.ndim - 1,), (0,)), ((), ()))
 
         def fast(x, kernel):
@@ -205,7 +206,7 @@ class TestProduct:
             np.testing.assert_allclose(found[i], jax.grad(loss)(kernels[i]), rtol=1e-9)
 
     def test_few_outputs_are_multiplied_one_by_one_and_never_by_a_stored_transpose(self, monkeypatch):
-        """A stored transpose of the observations would be an array `[5, 7]`."""
+        """A stored transpose of the observations would be an array `[10, 7]`."""
         monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
 
         def program(outputs):
@@ -213,9 +214,9 @@ class TestProduct:
             return str(jax.make_jaxpr(jax.grad(lambda k: jnp.square(dot_general(x, k, DENSE)).sum()))(kernel))
 
         narrow, wide = program(2), program(9)
-        assert "f32[5,7]" in wide
-        assert "f32[5,7]" not in narrow
-        assert re.findall(r"f32\[[\d,]*\](?= = dot_general)", narrow)[-2:] == ["f32[1,5]", "f32[1,5]"]
+        assert "f32[10,7]" in wide
+        assert "f32[10,7]" not in narrow
+        assert re.findall(r"f32\[[\d,]*\](?= = dot_general)", narrow)[-2:] == ["f32[1,10]", "f32[1,10]"]
 
     @pytest.mark.parametrize("form", [dot_general, convolve])
     def test_what_does_not_vary_is_not_multiplied(self, form, monkeypatch):
