@@ -10,9 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from pgjax.types import Array
 
-NARROW = (
-    8  # a layer with fewer inputs or outputs than this, as of few observed numbers or of a value, is narrow
-)
+NARROW = 8  # a layer of fewer inputs or outputs is narrow: few numbers observed, few actions, a value
 
 
 def dot_general(
@@ -122,6 +120,5 @@ def convolve(
 
 def _sum(tangents: tuple[Any, Any], terms: tuple[Callable[[], Array], ...], value: Array) -> Array:
     """Of the terms whose tangent is not zero for certain, as that of observations is in a Fisher product."""
-    varies = [not isinstance(tangent, SymbolicZero) for tangent in tangents]
-    varying = [term() for term, it_does in zip(terms, varies, strict=True) if it_does]
+    varying = [term() for at, term in zip(tangents, terms, strict=True) if not isinstance(at, SymbolicZero)]
     return sum(varying[1:], start=varying[0]) if varying else jnp.zeros_like(value)

@@ -209,14 +209,15 @@ class TestProduct:
         """A stored transpose of the observations would be an array `[10, 7]`."""
         monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
 
-        def program(outputs):
-            x, kernel = self.arguments((7,), outputs)
+        def program(outputs, inputs=10):
+            x, kernel = self.arguments((7,), outputs, inputs)
             return str(jax.make_jaxpr(jax.grad(lambda k: jnp.square(dot_general(x, k, DENSE)).sum()))(kernel))
 
         narrow, wide = program(2), program(9)
         assert "f32[10,7]" in wide
         assert "f32[10,7]" not in narrow
         assert re.findall(r"f32\[[\d,]*\](?= = dot_general)", narrow)[-2:] == ["f32[1,10]", "f32[1,10]"]
+        assert "optimization_barrier" not in program(1) + program(9, inputs=5)
 
     @pytest.mark.parametrize("form", [dot_general, convolve])
     def test_what_does_not_vary_is_not_multiplied(self, form, monkeypatch):
