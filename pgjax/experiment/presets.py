@@ -114,7 +114,7 @@ CONTINUOUS: dict[str, dict[str, Any]] = {
 
 _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
 _MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
-# PureJaxRL's network for these games. With a convolution A3C takes five times as long, actor-critic ten times,
+# PureJaxRL's network for these games. With a convolution A3C takes five times as long, actor-critic ten,
 # natural gradients five to twenty times; K-FAC knows none.
 _MINATAR_DENSE = dict(network=dict(hidden=(64, 64), activation="relu"), steps=2_000_000, num_envs=64)
 _MINATAR_TRUST = _MINATAR_DENSE | dict(fisher_stride=4, critic_minibatches=8, critic_epochs=5)
