@@ -10,7 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from pgjax.types import Array
 
-NARROW = 8  # a layer of fewer inputs or outputs is narrow: few numbers observed, few actions, a value
+NARROW = 8  # a layer of fewer outputs is narrow: few actions, a value
 
 
 def dot_general(
@@ -20,10 +20,9 @@ def dot_general(
 
     The gradient of the kernel is xᵀ g, a sum over the batch. On CPUs XLA multiplies two to three times as
     fast if xᵀ lies in memory as such, and never puts it there by itself: it takes any transpose into the
-    product. Here a barrier keeps it out. A layer of fewer than `NARROW` outputs, as a value has, gets its
-    gradient as a product of a vector and x for each of them, which reads x in order and takes a quarter of
-    the time for two outputs; for fewer inputs the transpose is not worth its copy. On other devices, and for
-    a single observation, nothing is different.
+    product. Here a barrier keeps it out. Under differentiation a layer of fewer than `NARROW` outputs, as
+    values and a few actions have, is a product for each of them, of x and a vector: that takes a quarter of
+    the time for two outputs. On other devices, and for a single observation, nothing is different.
 
     Args:
         x: `[..., K]`.
@@ -44,20 +43,21 @@ def dot_general(
 
     def along(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
         (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+        outputs = kernel.shape[1]
+
+        def by_output(x: Array, kernel: Array) -> Array:
+            columns = jnp.split(kernel, outputs, 1) if outputs < NARROW else [kernel]
+            return jnp.concatenate([product(x, column) for column in columns], -1)
 
         def from_kernel() -> Array:
             # batch axes stay as they are: flattened they would be gathered where one is spread over devices
-            if kernel.shape[1] == 1 or kernel.shape[0] < NARROW:
-                return product(x, kernel_tangent)
-            if kernel.shape[1] < NARROW:
-                columns = jnp.split(kernel_tangent, kernel.shape[1], 1)
-                rows = jnp.moveaxis(jnp.concatenate([product(x, column) for column in columns], -1), -1, 0)
-                return jnp.moveaxis(lax.optimization_barrier(rows), 0, -1)
+            if outputs < NARROW:
+                return by_output(x, kernel_tangent)
             stored = lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
             return product(jnp.moveaxis(stored, 0, -1), kernel_tangent)
 
-        value = product(x, kernel)
-        return value, _sum(tangents, (lambda: product(x_tangent, kernel), from_kernel), value)
+        value = by_output(x, kernel)
+        return value, _sum(tangents, (lambda: by_output(x_tangent, kernel), from_kernel), value)
 
     product.defjvp(along, symbolic_zeros=True)
     return product(x, kernel)

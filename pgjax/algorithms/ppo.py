@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.lax import stop_gradient
 
 from pgjax.descent import mean_gradient
 from pgjax.estimators.advantages import gae, standardize
@@ -249,7 +250,7 @@ def make(
             clipped_surrogate_loss(log_prob, batch.log_prob, batch.advantage, clip_eps=clip_eps),
             clipped_value_loss(value, batch.value, batch.target, clip_eps=value_clip_eps),
             policy.entropy(),
-            approximate_kl(log_prob, batch.log_prob),
+            stop_gradient(approximate_kl(log_prob, batch.log_prob)),
             clip_fraction(log_prob, batch.log_prob, clip_eps=clip_eps),
         ]
         if kl_coef is not None:
