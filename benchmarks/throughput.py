@@ -265,11 +265,15 @@ def actor_critic_task() -> Task:
 
 
 def reinforce_task() -> Task:
-    env, num_episodes, max_steps, critic_steps = pgjax.envs.make("CartPole-v1"), 8, 500, 20
-    actor, critic, init = separate()
+    """On Pendulum, where every episode is as long as the limit: no step is padding."""
+    env, num_episodes, max_steps, critic_steps = pgjax.envs.make("Pendulum-v1"), 8, 200, 20
+    actor = networks.Raveled(networks.GaussianActor(1))
+    critic = networks.Raveled(networks.Critic())
     optimizers = adam(3e-3, None), adam(3e-3, None)
     options = {"num_episodes": num_episodes, "max_steps": max_steps, "num_critic_steps": critic_steps}
     size = num_episodes * max_steps
+    chunks = default_num_chunks(num_episodes, max_steps)
+    batch = made_up(size, 3) | {"action": jnp.zeros((size, 1))}
 
     def episodes(params: Any, key: Any) -> Any:
         def policy(key: Any, obs: Any) -> Any:
@@ -283,14 +287,14 @@ def reinforce_task() -> Task:
         size,
         {
             "rollouts": episodes,
-            "passes": passes(lambda p, o: critic.apply(p["critic"], o), jnp.zeros((size, 4)), count=1),
+            "passes": passes(lambda p, o: critic.apply(p["critic"], o), jnp.zeros((size, 3)), count=1),
             "gradients": lambda p, key: (
-                descend(score_loss(actor), optimizers[0], p["actor"], 1, made_up(size)),
-                descend(value_loss(critic), optimizers[1], p["critic"], critic_steps, made_up(size)),
+                descend(score_loss(actor), optimizers[0], p["actor"], 1, batch, chunks),
+                descend(value_loss(critic), optimizers[1], p["critic"], critic_steps, batch, chunks),
             ),
         },
-        init,
-        "CartPole-v1, 8 whole episodes of up to 500 steps, 20 critic steps, 64-64 tanh; padding counted",
+        lambda key: {"actor": actor.init(key, jnp.zeros(3)), "critic": critic.init(key, jnp.zeros(3))},
+        "Pendulum-v1, 8 whole episodes of 200 steps, 20 critic steps, 64-64 tanh",
     )
 
 

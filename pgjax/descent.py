@@ -58,13 +58,39 @@ def mean_gradient(loss: MeanLoss, params: Params, chunks: Any) -> tuple[Any, Any
     """
     num = jax.tree.leaves(chunks)[0].shape[0]
     gradient = jax.grad(loss, has_aux=True)
+    total = sum_over_chunks(lambda chunk: gradient(params, chunk), chunks)
+    return total if num == 1 else jax.tree.map(lambda x: x / num, total)
+
+
+def sum_over_chunks(function: Callable[[Any], Any], chunks: Any, count: Array | None = None) -> Any:
+    """The sum of what a function gives for each chunk, one after the other.
+
+    Args:
+        function: of a chunk, leaves `[...]`, to a pytree of numbers.
+        chunks: leaves `[C, ...]`.
+        count: how many chunks to look at, from the first, where the others would add nothing; None: all. It
+            may be traced; reverse differentiation then cannot go through the sum.
+
+    Returns:
+        The pytree of sums.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> int(sum_over_chunks(jnp.sum, jnp.array([[1, 2], [3, 4], [0, 0]]), jnp.array(2)))
+        10
+    """
+    num = jax.tree.leaves(chunks)[0].shape[0]
     first = jax.tree.map(lambda x: x[0], chunks)
     if num == 1:
-        return gradient(params, first)
+        return function(first)
 
     def add(total: Any, chunk: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, chunk)), None
+        return jax.tree.map(jnp.add, total, function(chunk)), None
 
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first))
-    total, _ = jax.lax.scan(add, nothing, chunks)
-    return jax.tree.map(lambda x: x / num, total)
+    def add_at(i: Array, total: Any) -> Any:
+        return add(total, jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), chunks))[0]
+
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, first))
+    if count is None:
+        return jax.lax.scan(add, nothing, chunks)[0]
+    return jax.lax.fori_loop(0, count, add_at, nothing)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pgjax._ahead import scan_ahead
+from pgjax._mapped import largest
 from pgjax.estimators.returns import episode_time, return_so_far
 from pgjax.types import Array, ArrayTree, Environment, Metrics, Policy, PRNGKey, Transition
 
@@ -141,13 +142,20 @@ def rollout(
 
 
 def rollout_episodes(
-    key: PRNGKey, policy: Policy, env: Environment, env_params: Any, num_episodes: int, max_steps: int
+    key: PRNGKey,
+    policy: Policy,
+    env: Environment,
+    env_params: Any,
+    num_episodes: int,
+    max_steps: int,
+    *,
+    chunk_steps: int | None = None,
 ) -> tuple[Transition, Array]:
     """One whole episode a column, from its start: what an unbiased Monte Carlo estimate needs.
 
     After the end of an episode its reward is 0, its flags are False and `valid` is False (observations and
-    actions there are whatever the environment went on with). An episode that meets `max_steps` ends
-    truncated.
+    actions there are whatever the environment went on with, or zero where nothing was played). An episode
+    that meets `max_steps` ends truncated.
 
     Args:
         key: consumed.
@@ -156,20 +164,29 @@ def rollout_episodes(
         env_params: its parameters.
         num_episodes: N.
         max_steps: T.
+        chunk_steps: so many steps are played at a time, until every episode has ended; divides T. Episodes
+            are those that are played without it, but reverse differentiation cannot go through them. None: T
+            steps are played.
 
     Returns:
         The transitions, leaves `[T, N, ...]`, and `valid`, bool `[T, N]`.
 
     Raises:
-        ValueError: if `num_episodes < 1` or `max_steps < 1`.
+        ValueError: if `num_episodes < 1` or `max_steps < 1`, or if `chunk_steps` does not divide `max_steps`.
     """
     if num_episodes < 1 or max_steps < 1:
         raise ValueError(
             f"num_episodes and max_steps must be at least 1, got {num_episodes} and {max_steps}."
         )
+    if chunk_steps is not None and (chunk_steps < 1 or max_steps % chunk_steps):
+        raise ValueError(f"chunk_steps={chunk_steps} must divide max_steps={max_steps}.")
     reset_key, act_key = jax.random.split(key)
     start = reset_envs(reset_key, env, env_params, num_episodes)
-    _, traj = _interact(act_key, (start.env_state, start.obs), policy, env, env_params, max_steps)
+    keys, carry = _step_keys(act_key, num_episodes, max_steps), (start.env_state, start.obs)
+    if chunk_steps in (None, max_steps):
+        _, traj = _play(keys, carry, policy, env, env_params)
+    else:
+        traj = _play_until_ended(keys, carry, policy, env, env_params, chunk_steps)
     done = traj.terminated | traj.truncated
     ended_before = jnp.cumsum(done, axis=0) - done > 0
     valid = ~ended_before
@@ -255,11 +272,54 @@ def evaluate(
 def _interact(
     key: PRNGKey, carry: Any, policy: Policy, env: Environment, env_params: Any, num_steps: int
 ) -> tuple[Any, Transition]:
-    """The one place where a policy meets its environments: `(env_state, obs)` through `num_steps` steps."""
+    """`(env_state, obs)` through `num_steps` steps."""
     num_envs = jax.tree.leaves(carry[1])[0].shape[0]
+    return _play(_step_keys(key, num_envs, num_steps), carry, policy, env, env_params)
+
+
+def _step_keys(key: PRNGKey, num_envs: int, num_steps: int) -> tuple[PRNGKey, PRNGKey]:
+    """Of the policy `[T]` and of the environments `[T, N]`."""
     # all keys from one split: each one compiles a generator of its own
     policy_keys, env_keys = jnp.split(jax.random.split(key, num_steps * (1 + num_envs)), [num_steps])
-    keys = policy_keys, env_keys.reshape(num_steps, num_envs)
+    return policy_keys, env_keys.reshape(num_steps, num_envs)
+
+
+def _play_until_ended(
+    keys: tuple[PRNGKey, PRNGKey],
+    carry: Any,
+    policy: Policy,
+    env: Environment,
+    env_params: Any,
+    chunk_steps: int,
+) -> Transition:
+    """As `_play`, a chunk of steps at a time; nothing is played, and zero, after the last episode's end."""
+    num_steps, num_envs = keys[1].shape
+
+    def play(carry: Any, start: Array | int) -> tuple[Any, Transition]:
+        chunk_keys = jax.tree.map(lambda k: lax.dynamic_slice_in_dim(k, start, chunk_steps), keys)
+        return _play(chunk_keys, carry, policy, env, env_params)
+
+    def going_on(loop: tuple[Array, Any, Array, Transition]) -> Array:
+        start, _, alive, _ = loop
+        return (start < num_steps) & largest(alive)
+
+    def play_chunk(loop: tuple[Array, Any, Array, Transition]) -> tuple[Array, Any, Array, Transition]:
+        start, carry, alive, traj = loop
+        carry, chunk = play(carry, start)
+        traj = jax.tree.map(lambda whole, x: lax.dynamic_update_slice_in_dim(whole, x, start, 0), traj, chunk)
+        alive = alive & ~(chunk.terminated | chunk.truncated).any(0)
+        return start + chunk_steps, carry, alive, traj
+
+    shapes = jax.eval_shape(play, carry, 0)[1]
+    nothing = jax.tree.map(lambda x: jnp.zeros((num_steps, *x.shape[1:]), x.dtype), shapes)
+    loop = jnp.zeros((), jnp.int32), carry, jnp.ones(num_envs, bool), nothing
+    return lax.while_loop(going_on, play_chunk, loop)[-1]
+
+
+def _play(
+    keys: tuple[PRNGKey, PRNGKey], carry: Any, policy: Policy, env: Environment, env_params: Any
+) -> tuple[Any, Transition]:
+    """The one place where a policy meets its environments: `(env_state, obs)` through a step for each key."""
     step_envs = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
     def step(carry: Any, keys: tuple[PRNGKey, PRNGKey]) -> tuple[Any, Transition]:

@@ -323,6 +323,43 @@ class TestIdentities:
         step = jax.tree.map(jnp.subtract, after.learned.actor_params, params)
         chex.assert_trees_all_close(step, gradient, rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.parametrize("options", [{}, {"entropy_coef": 0.1, "discount_time": True}])
+    def test_reinforce_learns_the_same_in_pieces_of_time(self, options, x64):
+        """And so do seeds together whose episodes are of different lengths."""
+        whole, pieces = (
+            ZOO["reinforce-critic"](num_episodes=3, max_steps=40, num_critic_steps=3, num_chunks=n, **options)
+            for n in (1, 8)
+        )
+        keys = jax.random.split(KEY, 3)
+        starts = jax.vmap(whole.init)(keys)
+        wanted = jax.jit(jax.vmap(whole.step))(keys, starts)
+        chex.assert_trees_all_close(jax.jit(jax.vmap(pieces.step))(keys, starts), wanted, rtol=1e-9)
+        assert len(set(wanted[1]["env_steps"].tolist())) > 1
+        alone = jax.jit(pieces.step)(keys[0], jax.tree.map(lambda x: x[0], starts))
+        chex.assert_trees_all_close(alone, jax.tree.map(lambda x: x[0], wanted), rtol=1e-9)
+
+    def test_reinforce_computes_nothing_after_the_last_episode(self):
+        """A critic that is nothing but NaN where nothing was played would spoil the gradient if it looked."""
+        seen = []
+
+        class Watching:
+            def init(self, key, obs):
+                return jnp.zeros(())
+
+            def apply(self, params, obs):
+                jax.debug.callback(lambda x: seen.append(x.shape[0]), obs)
+                return params + 0.0 * obs[..., 0]
+
+        options = {"num_episodes": 2, "max_steps": 100, "num_critic_steps": 1, "num_chunks": 10}
+        algorithm = reinforce.make(*CARTPOLE, categorical(), adam(), Watching(), adam(), **options)
+        state = algorithm.init(KEY)
+        seen.clear()
+        _, metrics = jax.jit(algorithm.step)(KEY, state)
+        jax.effects_barrier()
+        assert set(seen) == {20}
+        assert len(seen) < 20  # ten pieces, looked at for the values and in the critic's step
+        assert metrics["env_steps"] <= 10 * len(seen)
+
 
 class TestPPO:
     def test_a_kl_above_the_limit_stops_all_further_updates(self):
@@ -377,6 +414,12 @@ class TestPPO:
     def test_impossible_options_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             ZOO["ppo"](**options)
+
+
+@pytest.mark.parametrize("num_chunks", [0, 3, 600])
+def test_reinforces_pieces_divide_its_steps(num_chunks):
+    with pytest.raises(ValueError, match=f"num_chunks={num_chunks} must divide max_steps=500"):
+        reinforce.make(*CARTPOLE, categorical(), adam(), num_chunks=num_chunks)
 
 
 def test_a_critic_without_an_optimizer_is_refused():

@@ -1,3 +1,5 @@
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pgjax
 
 counting = Probe(lambda obs, time, action: time + 1, length=3, timed=True)
 KEY = jax.random.key(0)
+CARTPOLE = pgjax.envs.make("CartPole-v1")
 
 
 def policy(key, obs):
@@ -116,6 +119,54 @@ class TestEpisodes:
         traj, valid = pgjax.rollout_episodes(KEY, policy, endless, None, 1, 12)
         np.testing.assert_array_equal(traj.truncated[:, 0], np.arange(12) == 9)
         assert valid.sum() == 10
+
+    def test_pieces_of_time_play_the_same_episodes(self):
+        def play(chunk_steps):
+            return pgjax.rollout_episodes(KEY, sampled, *CARTPOLE, 3, 120, chunk_steps=chunk_steps)
+
+        (whole, valid), (pieces, valid_in_pieces) = play(None), play(10)
+        np.testing.assert_array_equal(valid, valid_in_pieces)
+        of_episodes = [
+            jax.tree.map(lambda x: x[np.asarray(valid)], traj._replace(truncated=None))
+            for traj in (whole, pieces)
+        ]
+        chex.assert_trees_all_equal(*of_episodes)
+        np.testing.assert_array_equal(whole.truncated, pieces.truncated)
+
+    def test_nothing_is_played_after_the_piece_in_which_the_last_episode_ends(self):
+        traj, valid = pgjax.rollout_episodes(KEY, policy, counting, None, 2, 12, chunk_steps=2)
+        np.testing.assert_array_equal(valid.sum(0), [3, 3])
+        assert traj.next_obs[:4].any((1, 2)).all()
+        assert not jax.tree.reduce(lambda a, x: a | x[4:].any(), traj, jnp.zeros((), bool))
+
+    def test_an_episode_that_meets_max_steps_in_pieces_is_truncated(self):
+        traj, valid = pgjax.rollout_episodes(KEY, policy, endless, None, 1, 8, chunk_steps=4)
+        assert valid.all()
+        np.testing.assert_array_equal(traj.truncated[:, 0], np.arange(8) == 7)
+
+    def test_mapped_rollouts_stop_together_and_select_nothing(self):
+        """Where copies stop one by one, each turn copies every buffer: a `select` as large as the rollout."""
+        keys = jax.random.split(KEY, 3)
+
+        def play(key):
+            return pgjax.rollout_episodes(key, sampled, *CARTPOLE, 2, 120, chunk_steps=10)
+
+        mapped, valid = jax.vmap(play)(keys)
+        assert len(set(valid.any(2).sum(1).tolist())) > 1
+        for i, key in enumerate(keys):
+            alone, valid_alone = play(key)
+            np.testing.assert_array_equal(valid[i], valid_alone)
+            np.testing.assert_array_equal(mapped.reward[i], alone.reward)
+            np.testing.assert_array_equal(mapped.truncated[i], alone.truncated)
+        program = str(jax.make_jaxpr(jax.vmap(play))(keys))
+        assert re.search(r"f32\[3,120,2,4\] = dynamic_update_slice|f32\[3,120,2,4\] = scatter", program)
+        loop = program[program.index("while[") :]
+        assert "f32[3,120,2,4] = select_n" not in loop
+
+    @pytest.mark.parametrize("chunk_steps", [0, 7, 240])
+    def test_pieces_divide_the_steps(self, chunk_steps):
+        with pytest.raises(ValueError, match=f"chunk_steps={chunk_steps} must divide max_steps=120"):
+            pgjax.rollout_episodes(KEY, policy, counting, None, 2, 120, chunk_steps=chunk_steps)
 
     def test_stats_count_valid_steps_only(self):
         traj, valid = pgjax.rollout_episodes(KEY, policy, counting, None, 4, 7)

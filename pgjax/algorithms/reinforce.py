@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._mapped import largest
+from pgjax.descent import default_num_chunks, sum_over_chunks
 from pgjax.estimators.baselines import subtract_baseline
 from pgjax.estimators.returns import reward_to_go, time_discount
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
 from pgjax.metrics import approximate_kl, explained_variance
-from pgjax.minibatch import to_batch
+from pgjax.minibatch import by_time, to_batch
 from pgjax.rollouts import episode_stats, rollout_episodes
 from pgjax.types import (
     Algorithm,
@@ -46,6 +48,15 @@ class Learned(NamedTuple):
     critic_opt_state: Any
 
 
+class Batch(NamedTuple):
+    """What is learned from in an iteration, leaves `[..., *shape]`."""
+
+    traj: Transition
+    psi: Array
+    to_go: Array
+    valid: Array
+
+
 class State(NamedTuple):
     """A run between two iterations; episodes start anew in each.
 
@@ -71,6 +82,7 @@ def make(
     discount_time: bool = False,
     entropy_coef: Numeric = 0.0,
     num_critic_steps: int = 80,
+    num_chunks: int | None = None,
 ) -> Algorithm[State]:
     """REINFORCE; one iteration is `num_episodes` whole episodes and one step of the actor.
 
@@ -90,12 +102,17 @@ def make(
             objective.
         entropy_coef: weight of an entropy bonus.
         num_critic_steps: full-batch gradient steps of the critic in each iteration.
+        num_chunks: `max_steps` is played and learned from in as many pieces of time, one after the other, and
+            none is after the last episode has ended; divides it. 1 plays and learns from all of it, None is
+            1, on CPUs as many as keep a piece within about 512 samples. Episodes, and gradients to rounding,
+            are the same.
 
     Returns:
         The algorithm.
 
     Raises:
-        ValueError: if a critic comes without an optimizer or the reverse, or if `num_critic_steps < 1`.
+        ValueError: if a critic comes without an optimizer or the reverse, if `num_critic_steps < 1`, or if
+            the chunks do not divide `max_steps`.
 
     References:
         Williams 1992, Simple statistical gradient-following algorithms, section 5;
@@ -105,6 +122,12 @@ def make(
         raise ValueError("critic and critic_optimizer belong together: give both or neither.")
     if num_critic_steps < 1:
         raise ValueError(f"num_critic_steps must be at least 1, got {num_critic_steps}.")
+
+    if num_chunks is None:
+        num_chunks = default_num_chunks(num_episodes, max_steps)
+    if num_chunks < 1 or max_steps % num_chunks:
+        raise ValueError(f"num_chunks={num_chunks} must divide max_steps={max_steps}.")
+    chunk_steps = max_steps // num_chunks
 
     def reset_obs(key: PRNGKey) -> ArrayTree:
         return env.reset(key, env_params)[0]
@@ -121,37 +144,54 @@ def make(
             Learned(actor_params, actor_optimizer.init(actor_params), critic_params, critic_opt_state)
         )
 
-    def actor_loss(params: Any, traj: Transition, psi: Array, valid: Array) -> tuple[Array, Metrics]:
-        policy = actor.apply(params, traj.obs)
-        policy_loss = score_function_loss(policy.log_prob(traj.action), psi)
-        entropy = policy.entropy()
-        loss = jnp.sum(policy_loss - entropy_coef * entropy, where=valid) / num_episodes
-        return loss, {
-            "policy_loss": jnp.mean(policy_loss, where=valid),
-            "entropy": jnp.mean(entropy, where=valid),
-        }
+    def in_time(tree: ArrayTree) -> Any:
+        """Leaves `[T, N, ...]` as one batch for each chunk."""
+        pieces = jax.tree.map(lambda x: x.reshape(num_chunks, chunk_steps, *x.shape[1:]), tree)
+        return jax.vmap(to_batch)(pieces)
 
-    def fit_critic(
-        learned: Learned, traj: Transition, target: Array, valid: Array
-    ) -> tuple[Learned, Metrics]:
+    def values(params: Any, network: Network, obs: ArrayTree, count: Array) -> Array:
+        """Of the first chunks, and zeros; `[T, N]`."""
+
+        def evaluate(chunk: ArrayTree) -> Array:
+            return by_time(network.apply(params, chunk), chunk_steps)
+
+        def write(i: Array, value: Array) -> Array:
+            chunk = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), chunks)
+            return jax.lax.dynamic_update_slice_in_dim(value, evaluate(chunk), i * chunk_steps, 0)
+
+        chunks = in_time(obs)
+        if num_chunks == 1:
+            return evaluate(jax.tree.map(lambda x: x[0], chunks))
+        return jax.lax.fori_loop(0, count, write, jnp.zeros((max_steps, num_episodes)))
+
+    def actor_loss(params: Any, batch: Batch) -> tuple[Array, tuple[Array, Array]]:
+        """The sum over a chunk, and its terms."""
+        policy = actor.apply(params, batch.traj.obs)
+        policy_loss = score_function_loss(policy.log_prob(batch.traj.action), batch.psi)
+        entropy = policy.entropy()
+        loss = jnp.sum(policy_loss - entropy_coef * entropy, where=batch.valid) / num_episodes
+        return loss, (jnp.sum(policy_loss, where=batch.valid), jnp.sum(entropy, where=batch.valid))
+
+    def fit_critic(learned: Learned, batch: Batch, count: Array, num_valid: Array) -> tuple[Learned, Metrics]:
         network, optimizer = critic, critic_optimizer
         if network is None or optimizer is None:
             return learned, {}
 
-        def loss(params: Any) -> Array:
-            return jnp.mean(squared_error_loss(network.apply(params, traj.obs), target), where=valid)
+        def loss(params: Any, batch: Batch) -> Array:
+            error = squared_error_loss(network.apply(params, batch.traj.obs), batch.to_go)
+            return jnp.sum(error, where=batch.valid) / num_valid
 
         def gradient_step(loop: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
             params, opt_state = loop
-            value_loss, gradient = jax.value_and_grad(loss)(params)
+            value_loss, gradient = sum_over_chunks(
+                lambda chunk: jax.value_and_grad(loss)(params, chunk), batch, count
+            )
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), value_loss
 
         loop = learned.critic_params, learned.critic_opt_state
         (params, opt_state), losses = jax.lax.scan(gradient_step, loop, length=num_critic_steps)
-        explained = explained_variance(network.apply(learned.critic_params, traj.obs), target, valid)
-        learned = learned._replace(critic_params=params, critic_opt_state=opt_state)
-        return learned, {"value_loss": losses[0], "explained_variance": explained}
+        return learned._replace(critic_params=params, critic_opt_state=opt_state), {"value_loss": losses[0]}
 
     def step(key: PRNGKey, state: State) -> tuple[State, Metrics]:
         learned = state.learned
@@ -160,31 +200,44 @@ def make(
             return actor.apply(learned.actor_params, obs).sample_and_log_prob(key)
 
         def value(obs: ArrayTree) -> Array:
-            return jnp.zeros(valid.shape) if critic is None else critic.apply(learned.critic_params, obs)
+            if critic is None:
+                return jnp.zeros(valid.shape)
+            return values(learned.critic_params, critic, obs, count)
 
-        traj, valid = rollout_episodes(key, policy, env, env_params, num_episodes, max_steps)
-        stats = episode_stats(traj, valid)
-        to_go = reward_to_go(traj.reward, traj.terminated, traj.truncated, gamma=gamma)
-        psi = (
-            subtract_baseline(to_go, value(traj.obs), valid) if weight is None else weight(traj, valid, value)
+        traj, valid = rollout_episodes(
+            key, policy, env, env_params, num_episodes, max_steps, chunk_steps=chunk_steps
         )
+        stats = episode_stats(traj, valid)
+        num_valid = valid.sum(dtype=jnp.int32)
+        count = largest(-(-valid.any(1).sum(dtype=jnp.int32) // chunk_steps))
+        to_go = reward_to_go(traj.reward, traj.terminated, traj.truncated, gamma=gamma)
+        expected = value(traj.obs)
+        psi = subtract_baseline(to_go, expected, valid) if weight is None else weight(traj, valid, value)
         if discount_time:
             psi = psi * time_discount(traj.terminated, traj.truncated, gamma=gamma)
-        traj, psi, to_go, valid = to_batch((traj, psi, to_go, valid))
-        gradient, metrics = jax.grad(actor_loss, has_aux=True)(learned.actor_params, traj, psi, valid)
+        batch = in_time(Batch(traj, psi, to_go, valid))
+        gradient, (policy_loss, entropy) = sum_over_chunks(
+            lambda chunk: jax.grad(actor_loss, has_aux=True)(learned.actor_params, chunk), batch, count
+        )
         updates, opt_state = actor_optimizer.update(gradient, learned.actor_opt_state, learned.actor_params)
         actor_params = optax.apply_updates(learned.actor_params, updates)
-        log_prob = actor.apply(actor_params, traj.obs).log_prob(traj.action)
-        kl = jnp.mean(approximate_kl(log_prob, traj.log_prob), where=valid)
-        learned, critic_metrics = fit_critic(learned, traj, to_go, valid)
-        learned = learned._replace(actor_params=actor_params, actor_opt_state=opt_state)
-        metrics |= critic_metrics | stats.metrics()
-        metrics |= {
-            "env_steps": valid.sum(dtype=jnp.int32),
+
+        def divergence(chunk: Batch) -> Array:
+            log_prob = actor.apply(actor_params, chunk.traj.obs).log_prob(chunk.traj.action)
+            return jnp.sum(approximate_kl(log_prob, chunk.traj.log_prob), where=chunk.valid)
+
+        metrics = {
+            "policy_loss": policy_loss / num_valid,
+            "entropy": entropy / num_valid,
+            "approx_kl": sum_over_chunks(divergence, batch, count) / num_valid,
             "grad_norm": optax.tree.norm(gradient),
-            "approx_kl": kl,
+            "env_steps": num_valid,
         }
-        return State(learned), metrics
+        if critic is not None:
+            metrics["explained_variance"] = explained_variance(expected, to_go, valid)
+        learned, critic_metrics = fit_critic(learned, batch, count, num_valid)
+        learned = learned._replace(actor_params=actor_params, actor_opt_state=opt_state)
+        return State(learned), metrics | critic_metrics | stats.metrics()
 
     def act(key: PRNGKey, state: State, obs: ArrayTree) -> Array:
         del key
