@@ -338,6 +338,27 @@ class TestIdentities:
         alone = jax.jit(pieces.step)(keys[0], jax.tree.map(lambda x: x[0], starts))
         chex.assert_trees_all_close(alone, jax.tree.map(lambda x: x[0], wanted), rtol=1e-9)
 
+    def test_a_weight_asks_the_critic_of_reinforce_about_any_observations(self, x64):
+        """Of a rollout in pieces, and of single steps; values of single precision among doubles."""
+
+        class Single:
+            def init(self, key, obs):
+                return critic().init(key, obs)
+
+            def apply(self, params, obs):
+                return critic().apply(params, obs).astype(jnp.float32)
+
+        def weight(traj, valid, value):
+            whole, last = value(traj.obs), value(traj.obs[3])
+            np.testing.assert_allclose(whole[3], last, rtol=1e-6)
+            assert whole.dtype == last.dtype == jnp.float32
+            return jnp.where(valid, whole, 0.0)
+
+        options = {"weight": weight, "num_episodes": 2, "max_steps": 12, "num_chunks": 4}
+        algorithm = reinforce.make(*CARTPOLE, categorical(), adam(), Single(), adam(), **options)
+        with jax.disable_jit():
+            algorithm.step(KEY, algorithm.init(KEY))
+
     def test_reinforce_computes_nothing_after_the_last_episode(self):
         """A critic that is nothing but NaN where nothing was played would spoil the gradient if it looked."""
         seen = []

@@ -29,7 +29,10 @@ from pgjax.types import (
 )
 
 Weight: TypeAlias = Callable[[Transition, Array, Callable[[ArrayTree], Array]], Array]
-"""`(traj, valid [T, N], value) -> Ψ [T, N]`; `value(obs)` is the learned critic, zeros without one."""
+"""`(traj, valid [T, N], value) -> Ψ [T, N]`; `value(obs)` is the learned critic, zeros without one.
+
+Of observations `[T, N, ...]` it may be zero, as `traj` may, in pieces of time after the last episode's end.
+"""
 
 
 class Learned(NamedTuple):
@@ -145,27 +148,29 @@ def make(
         )
 
     def in_time(tree: ArrayTree) -> Any:
-        """Leaves `[T, N, ...]` as one batch for each chunk."""
-        pieces = jax.tree.map(lambda x: x.reshape(num_chunks, chunk_steps, *x.shape[1:]), tree)
-        return jax.vmap(to_batch)(pieces)
+        """Leaves `[T, N, ...]` as `[num_chunks, chunk_steps, N, ...]`."""
+        return jax.tree.map(lambda x: x.reshape(num_chunks, chunk_steps, *x.shape[1:]), tree)
 
     def values(params: Any, network: Network, obs: ArrayTree, count: Array) -> Array:
         """Of the first chunks, and zeros; `[T, N]`."""
 
         def evaluate(chunk: ArrayTree) -> Array:
-            return by_time(network.apply(params, chunk), chunk_steps)
+            return by_time(network.apply(params, to_batch(chunk)), chunk_steps)
 
         def write(i: Array, value: Array) -> Array:
             chunk = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), chunks)
             return jax.lax.dynamic_update_slice_in_dim(value, evaluate(chunk), i * chunk_steps, 0)
 
         chunks = in_time(obs)
+        first = jax.tree.map(lambda x: x[0], chunks)
         if num_chunks == 1:
-            return evaluate(jax.tree.map(lambda x: x[0], chunks))
-        return jax.lax.fori_loop(0, count, write, jnp.zeros((max_steps, num_episodes)))
+            return evaluate(first)
+        nothing = jnp.zeros((max_steps, num_episodes), jax.eval_shape(evaluate, first).dtype)
+        return jax.lax.fori_loop(0, count, write, nothing)
 
-    def actor_loss(params: Any, batch: Batch) -> tuple[Array, tuple[Array, Array]]:
+    def actor_loss(params: Any, chunk: Batch) -> tuple[Array, tuple[Array, Array]]:
         """The sum over a chunk, and its terms."""
+        batch = to_batch(chunk)
         policy = actor.apply(params, batch.traj.obs)
         policy_loss = score_function_loss(policy.log_prob(batch.traj.action), batch.psi)
         entropy = policy.entropy()
@@ -177,7 +182,8 @@ def make(
         if network is None or optimizer is None:
             return learned, {}
 
-        def loss(params: Any, batch: Batch) -> Array:
+        def loss(params: Any, chunk: Batch) -> Array:
+            batch = to_batch(chunk)
             error = squared_error_loss(network.apply(params, batch.traj.obs), batch.to_go)
             return jnp.sum(error, where=batch.valid) / num_valid
 
@@ -202,6 +208,8 @@ def make(
         def value(obs: ArrayTree) -> Array:
             if critic is None:
                 return jnp.zeros(valid.shape)
+            if jax.tree.leaves(obs)[0].shape[:2] != valid.shape:  # a weight may ask for other observations
+                return critic.apply(learned.critic_params, obs)
             return values(learned.critic_params, critic, obs, count)
 
         traj, valid = rollout_episodes(
@@ -223,8 +231,9 @@ def make(
         actor_params = optax.apply_updates(learned.actor_params, updates)
 
         def divergence(chunk: Batch) -> Array:
-            log_prob = actor.apply(actor_params, chunk.traj.obs).log_prob(chunk.traj.action)
-            return jnp.sum(approximate_kl(log_prob, chunk.traj.log_prob), where=chunk.valid)
+            batch = to_batch(chunk)
+            log_prob = actor.apply(actor_params, batch.traj.obs).log_prob(batch.traj.action)
+            return jnp.sum(approximate_kl(log_prob, batch.traj.log_prob), where=batch.valid)
 
         metrics = {
             "policy_loss": policy_loss / num_valid,

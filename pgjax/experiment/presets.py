@@ -113,10 +113,12 @@ CONTINUOUS: dict[str, dict[str, Any]] = {
 }
 
 _MINATAR = dict(network=dict(torso="cnn", hidden=(128,), activation="relu", shared=True), steps=2_000_000)
-_MINATAR_SEPARATE = dict(network=dict(torso="cnn", hidden=(128,), activation="relu"), steps=2_000_000)
 # PureJaxRL's network for these games. With a convolution A3C takes five times as long, actor-critic ten,
 # natural gradients five to twenty times; K-FAC knows none.
 _MINATAR_DENSE = dict(network=dict(hidden=(64, 64), activation="relu"), steps=2_000_000, num_envs=64)
+_MINATAR_EPISODES = dict(
+    network=_MINATAR_DENSE["network"], steps=2_000_000, num_episodes=32, num_critic_steps=5, entropy_coef=0.01
+)
 _MINATAR_TRUST = _MINATAR_DENSE | dict(fisher_stride=4, critic_minibatches=8, critic_epochs=5)
 
 # In a million steps on Pendulum A2C came to -256 at a constant rate, to -468 at one that falls to 0.
@@ -208,7 +210,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "DeepSea-bsuite"): dict(steps=200_000, num_episodes=32, max_steps=8),
     ("reinforce", "FourRooms-misc"): dict(steps=200_000),
     ("reinforce", "MountainCar-v0"): _SCALED_CAR,
-    **{("reinforce", game): _MINATAR_SEPARATE | dict(num_episodes=32) for game in _GAMES},
+    **{("reinforce", game): _MINATAR_EPISODES for game in _GAMES},
     ("actor_critic", "CartPole-v1"): dict(),
     ("actor_critic", "Acrobot-v1"): dict(),
     ("actor_critic", "Pendulum-v1"): dict(
