@@ -15,7 +15,7 @@ FLOORS = [  # from the ground up; a room imports from lower floors only, and fro
     {"_jit", "_jaxpr", "_advice", "_imports", "types"},
     {"_draws"},
     {"_ahead"},
-    {"_lapack", "_matmul", "_random", "descent"},
+    {"_lapack", "_mapped", "_matmul", "_random", "descent"},
     {"distributions"},
     {"estimators", "losses", "gradients", "metrics"},
     {"natural"},

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.lax import stop_gradient
 
 from pgjax.descent import mean_gradient
 from pgjax.estimators.advantages import gae, standardize
@@ -250,14 +249,15 @@ def make(
             clipped_surrogate_loss(log_prob, batch.log_prob, batch.advantage, clip_eps=clip_eps),
             clipped_value_loss(value, batch.value, batch.target, clip_eps=value_clip_eps),
             policy.entropy(),
-            stop_gradient(approximate_kl(log_prob, batch.log_prob)),
+            approximate_kl(log_prob, batch.log_prob),
             clip_fraction(log_prob, batch.log_prob, clip_eps=clip_eps),
         ]
         if kl_coef is not None:
             terms.append(batch.policy.kl(policy))
-        means = jnp.stack(terms).mean(-1)
-        total = means[0] + value_coef * means[1] - entropy_coef * means[2]
-        return total if kl_coef is None else total + kl_coef * means[5], means
+        total = terms[0] + value_coef * terms[1] - entropy_coef * terms[2]
+        if kl_coef is not None:
+            total = total + kl_coef * terms[5]
+        return total.mean(), jnp.stack(terms).mean(-1)  # not of these means: all would be differentiated
 
     def update(learned: Learned, batch: Batch, order: Array) -> tuple[Learned, Metrics]:
         """All epochs; `order [num_epochs, num_minibatches, num_chunks, ...]` says who learns when."""
