@@ -150,9 +150,10 @@ class TestConformance:
     def test_a_seed_among_others_is_the_seed_alone(self, name):
         """One iteration from the same state, to rounding; later chaos does the rest.
 
-        Conjugate gradients on 32 samples multiply rounding by a hundred, so theirs is that of float64.
+        Conjugate gradients on 32 samples multiply rounding by a hundred, eigenvectors of nearly equal
+        eigenvalues by more, so theirs is that of float64.
         """
-        solves = name.startswith(("npg", "trpo"))
+        solves = name.startswith(("npg", "trpo", "acktr"))
         with jax.enable_x64(solves):
             keys, start, chunk = run.__wrapped__(name) if solves else run(name)
             _, _, step = (compiled.__wrapped__ if solves else compiled)(name)
