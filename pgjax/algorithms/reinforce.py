@@ -108,7 +108,8 @@ def make(
         num_chunks: `max_steps` is played and learned from in as many pieces of time, one after the other, and
             none is after the last episode has ended; divides it. 1 plays and learns from all of it, None is
             1, on CPUs as many as keep a piece within about 512 samples. Episodes, and gradients to rounding,
-            are the same.
+            are the same. With the environments spread over devices every piece is summed over them: 1 is best
+            there.
 
     Returns:
         The algorithm.
