@@ -198,6 +198,10 @@ WHY["a3c", "Breakout-MinAtar"] = (
     "it learns slowly: 5 after a million steps, 12 after 4, 18 from 8 on; by its most likely actions, which "
     "count here, 24. A rate of 5e-3 was at 2.5 after a million steps"
 )
+WHY["acktr", "Breakout-MinAtar"] = (
+    "it settles within a million steps, three seeds of five below 6, two at 9 and 10.6 from the middle on, "
+    "in training as in evaluation; with an entropy bonus of 0.03 one seed was at 5.4 after a million"
+)
 WHY["ppo", "CartPole-v1"] = "one seed of ten averaged 380 over its last 100 episodes, and 500 in evaluation"
 
 REACHED, FAILED = 0.95, 0.25
