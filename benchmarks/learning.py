@@ -199,7 +199,7 @@ WHY["a3c", "Breakout-MinAtar"] = (
     "count here, 24. A rate of 5e-3 was at 2.5 after a million steps"
 )
 WHY["acktr", "Breakout-MinAtar"] = (
-    "it settles within a million steps, three seeds of five below 6, two at 9 and 10.6 from the middle on, "
+    "it settles within a million steps, three seeds of five below 6, two at 9 and 10.6, "
     "in training as in evaluation; with an entropy bonus of 0.03 one seed was at 5.4 after a million"
 )
 WHY["ppo", "CartPole-v1"] = "one seed of ten averaged 380 over its last 100 episodes, and 500 in evaluation"
