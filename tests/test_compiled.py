@@ -131,7 +131,7 @@ def test_a_step_of_a_rollout_runs_no_more_operations_than_it_did(compiled_ppo):
 
 def test_a_gradient_step_runs_no_more_operations_than_it_did(compiled_ppo):
     """77 on jax 0.10.2 and 79 on 0.11.2, two networks of three layers; 142 where parameters are a pytree."""
-    assert 0 < compiled_ppo["update"] <= 79
+    assert 0 < compiled_ppo["update"] <= (77 if jax.__version_info__ < (0, 11) else 79)
 
 
 def test_one_vector_of_parameters_is_one_update():

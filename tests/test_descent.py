@@ -135,12 +135,13 @@ class TestProduct:
         monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
         x, kernel = self.arguments(batch, outputs, inputs)
         dims = (((x.ndim - 1,), (0,)), ((), ()))
+        weights = jnp.arange(1.0, outputs + 1.0)  # of the outputs: their order matters
 
         def fast(x, kernel):
-            return jnp.sin(dot_general(x, kernel, dims)).sum()
+            return (jnp.sin(dot_general(x, kernel, dims)) @ weights).sum()
 
         def plain(x, kernel):
-            return jnp.sin(lax.dot_general(x, kernel, dims)).sum()
+            return (jnp.sin(lax.dot_general(x, kernel, dims)) @ weights).sum()
 
         for transform in (
             lambda f: f,
@@ -234,6 +235,13 @@ class TestProduct:
         assert "f32[10,7]" not in narrow
         products = re.findall(r"f32\[[\d,]*\](?= = dot_general)", narrow)
         assert products == ["f32[7,1]", "f32[7,1]", "f32[1,10]", "f32[1,10]"]  # forward, and the gradient
+
+        x, kernel = self.arguments((7,), 2)
+        towards_x = str(
+            jax.make_jaxpr(jax.grad(lambda x: jnp.square(dot_general(x, kernel, DENSE)).sum()))(x)
+        )
+        products = re.findall(r"f32\[[\d,]*\](?= = dot_general)", towards_x)
+        assert products == ["f32[7,1]", "f32[7,1]", "f32[7,10]", "f32[7,10]"]
         assert "optimization_barrier" not in program(1)
 
     @pytest.mark.parametrize("form", [dot_general, convolve])
