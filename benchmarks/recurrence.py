@@ -1,4 +1,4 @@
-"""Scan, blocks or associative scan: time by length and batch, and error at T = 100,000.
+"""Scan, blocks, associative scan, and what the library takes: time by size, and error at T = 100,000.
 
 python benchmarks/recurrence.py
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pgjax.estimators.recurrence import _blocked_scan, _scan
+from pgjax.estimators.recurrence import _blocked_scan, _scan, reverse_recurrence
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "recurrence.md"
 SIZES = [
@@ -21,6 +21,7 @@ SIZES = [
     (128, 64),
     (128, 2048),
     (1000, 64),
+    (2048, 1),
     (4096, 16),
     (10_000, 64),
     (100_000, 1),
@@ -35,7 +36,7 @@ def associative(x, decay, init):
     return y + passed * init
 
 
-FORMS = {"scan": _scan, "blocks": _blocked_scan, "associative": associative}
+FORMS = {"scan": _scan, "blocks": _blocked_scan, "associative": associative, "taken": reverse_recurrence}
 
 
 def microseconds(form, *arguments):

@@ -1,5 +1,6 @@
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +18,8 @@ COLUMNS = [(sign, gamma) for sign in SIGNS for gamma in GAMMAS]
 
 
 @functools.cache
-def long_run():
-    """The library in float32 and the oracle in float64, fed the same rounded inputs."""
+def long_inputs():
+    """x and decay, rounded to float32, and what the oracle makes of them in float64; a case a column."""
     rng = np.random.default_rng(0)
     rewards = {
         "constant": np.full(LONG, 0.1),
@@ -28,15 +29,72 @@ def long_run():
     }
     x = np.stack([rewards[sign] for sign, _ in COLUMNS], 1).astype(np.float32)
     decay = np.broadcast_to(np.array([gamma for _, gamma in COLUMNS], np.float32), x.shape)
+    return x, decay, oracles.recurrence(x, decay, 0.0)
+
+
+@functools.cache
+def long_run():
+    """The library in float32 and the oracle in float64, fed the same rounded inputs."""
+    x, decay, exact = long_inputs()
     y = pgjax.reverse_recurrence(x, decay, 0.0)
     assert y.dtype == jnp.float32
-    return np.asarray(y, np.float64), oracles.recurrence(x, decay, 0.0)
+    return np.asarray(y, np.float64), exact
 
 
 @pytest.mark.parametrize("column", range(len(COLUMNS)), ids=["-".join(map(str, c)) for c in COLUMNS])
 def test_float32_error_stays_below_1e_5_of_the_largest_value_over_100000_steps(column):
     y, exact = (a[:, column] for a in long_run())
     assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("column", range(len(COLUMNS)), ids=["-".join(map(str, c)) for c in COLUMNS])
+def test_a_single_sequence_is_as_exact(column):
+    """On CPUs it has a form of its own."""
+    x, decay, exact = (a[:, column] for a in long_inputs())
+    y = pgjax.reverse_recurrence(x, decay, 0.0)
+    assert y.dtype == jnp.float32
+    assert np.abs(y - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    "length", [1025, 2561, 5000]
+)  # one group in a strip and two, in float64 three and four
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_single_sequence_of_any_shape_equals_the_loop(length, shape, dtype, x64, rng):
+    x, decay = rng.normal(size=(2, length, *shape)).astype(dtype)
+    decay = np.where(rng.uniform(size=decay.shape) < 0.01, 0.0, np.clip(decay, -1.1, 1.0)).astype(dtype)
+    init = np.full(shape, 30.0, dtype)
+    y = pgjax.reverse_recurrence(x, decay, init)
+    chex.assert_shape(y, (length, *shape))
+    assert y.dtype == dtype
+    tolerance = 1e-11 if dtype == np.float64 else 1e-4
+    np.testing.assert_allclose(y, oracles.recurrence(x, decay, init), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("axes", [(0, 0, 0), (1, None, None), (None, 1, None), (None, None, 0)])
+def test_single_sequences_can_be_mapped_and_differentiated(axes, x64, rng):
+    length, copies = 1031, 3
+    arrays = rng.normal(size=length), rng.uniform(0.5, 0.99, size=length), np.asarray(0.7)
+    arrays = [
+        a if axis is None else np.stack([a, -a, 0.5 * a], axis) for a, axis in zip(arrays, axes, strict=True)
+    ]
+    mapped = jax.vmap(pgjax.reverse_recurrence, axes)(*arrays)
+    tangents = [rng.normal(size=a.shape) for a in arrays]
+
+    def directional(x, decay, init):
+        return jax.vmap(pgjax.reverse_recurrence, axes)(x, decay, init).sum(1)
+
+    found = jax.jvp(directional, tuple(arrays), tuple(tangents))[1]
+    for i in range(copies):
+        one, dot = (
+            [a if axis is None else np.take(a, i, axis) for a, axis in zip(values, axes, strict=True)]
+            for values in (arrays, tangents)
+        )
+        np.testing.assert_allclose(mapped[i], oracles.recurrence(*one), rtol=1e-11, atol=1e-12)
+        eps = 1e-6
+        ends = [oracles.recurrence(*(a + s * d for a, d in zip(one, dot, strict=True))) for s in (eps, -eps)]
+        np.testing.assert_allclose(found[i], (ends[0] - ends[1]).sum() / (2 * eps), rtol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 2, 1023, 1024, 1025, 1026, 1027, 1028, 1029, 1030, 1031])

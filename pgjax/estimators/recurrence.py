@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 
 from pgjax._jit import compiled
 from pgjax.types import Array, Numeric
@@ -16,6 +17,8 @@ from pgjax.types import Array, Numeric
 # the fastest form at every batch size that was measured (benchmarks/recurrence.py).
 _LONGEST_SCAN = 1024
 _LANES = 16  # rows of a number of blocks that is no multiple of it took up to 1.5 times as long
+_STRIPS_BYTES = 64  # twice as many strips are more than XLA makes one function of
+_LONGEST_GROUP = 160  # at 224 steps rounding errors of 100,000 steps exceeded 1e-5
 
 
 Coefficients: TypeAlias = Callable[..., tuple[Array, Array]]
@@ -47,8 +50,8 @@ def reverse_recurrence(x: Array, decay: Array, init: Numeric) -> Array:
 
         y_t = x_t + decay_t y_{t+1},   y_T = init
 
-    Every return and advantage of the library is one call of it. Long sequences are cut into √T blocks that
-    are solved side by side and then joined, which keeps float32 rounding from growing with T.
+    Every return and advantage of the library is one call of it. Long sequences are cut into blocks that are
+    solved side by side and then joined, which keeps float32 rounding from growing with T.
 
     Args:
         x: `[T, ...]`.
@@ -69,7 +72,7 @@ def reverse_recurrence(x: Array, decay: Array, init: Numeric) -> Array:
     init = jnp.broadcast_to(jnp.asarray(init, dtype), x.shape[1:])
     if x.shape[0] <= _LONGEST_SCAN:
         return _scan(x, decay, init)
-    return _blocked_scan(x, decay, init)
+    return _long(x, decay, init)
 
 
 def fused_recurrence(coefficients: Coefficients, rows: tuple[Array, ...], init: Numeric) -> Array:
@@ -105,6 +108,84 @@ def _loop(coefficients: Coefficients, rows: tuple[Array, ...], init: Array) -> A
 
 def _scan(x: Array, decay: Array, init: Array) -> Array:
     return _loop(lambda x, decay: (x, decay), (x, decay), init)
+
+
+@jax.custom_jvp
+def _long(x: Array, decay: Array, init: Array) -> Array:
+    if init.size != 1:
+        return _blocked_scan(x, decay, init)
+    return lax.platform_dependent(x, decay, init, cpu=_strips, default=_blocked_scan)
+
+
+@_long.defjvp
+def _long_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """The derivative of a recurrence is a recurrence; loops that write in place would make it slow."""
+    (_, decay, init), (x_dot, decay_dot, init_dot) = primals, tangents
+    y = _long(*primals)
+    later = jnp.concatenate([y[1:], init[None]])
+    return y, _blocked_scan(x_dot + decay_dot * later, decay, init_dot)
+
+
+@custom_vmap
+def _strips(x: Array, decay: Array, init: Array) -> Array:
+    """One sequence: a few strips of time side by side, each in groups of steps, and the groups joined.
+
+    A step of its loops touches so little (up to 1 KiB) that XLA makes one function of a loop, instead of
+    starting a kernel for every operation of every step. Nothing is padded, transposed or stacked, and to
+    read the sequence twice takes less time than to write down what would be read again.
+    """
+    shape, length = x.shape, x.shape[0]
+    num_strips = _STRIPS_BYTES // x.itemsize
+    num_groups = math.ceil(length / num_strips / _LONGEST_GROUP)
+    size = length // (num_strips * num_groups)
+    strip = num_groups * size
+    x, decay, init = x.reshape(-1), decay.reshape(-1), init.reshape(())
+    cut = num_strips * strip
+    last = _scan(x[cut:], decay[cut:], init)  # the few steps that fill no row
+    end = jnp.append(last, init)[0]
+    x, decay = x[:cut].reshape(num_strips, strip), decay[:cut].reshape(num_strips, strip)
+
+    def back(later: Array, time: Array) -> tuple[Array, Array]:
+        x_now, decay_now = (lax.dynamic_slice_in_dim(a, time, 1, axis=1)[:, 0] for a in (x, decay))
+        return x_now + decay_now * later, decay_now
+
+    def to_start(time: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        """A group of each strip: y at its first step as if nothing came after, and what arrives there."""
+
+        def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            local, passed, time = loop
+            local, decay_now = back(local, time - 1)
+            return local, decay_now * passed, time - 1
+
+        nothing = jnp.zeros(num_strips, x.dtype)
+        local, passed, time = lax.fori_loop(0, size, step, (nothing, nothing + 1.0, time))
+        return time, (local, passed)
+
+    def solve(loop: tuple[Array, Array], later: Array) -> tuple[tuple[Array, Array], None]:
+        def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            later, y, time = loop
+            now, _ = back(later, time - 1)
+            return now, lax.dynamic_update_slice_in_dim(y, now[:, None], time - 1, axis=1), time - 1
+
+        _, y, time = lax.fori_loop(0, size, step, (later, *loop))
+        return (y, time), None
+
+    time = jnp.asarray(strip, jnp.int32)
+    _, starts = lax.scan(to_start, time, length=num_groups)  # from the last group to the first
+    local, passed = (a[::-1].T.reshape(-1) for a in starts)
+    after = jnp.append(_scan(local, passed, end)[1:], end).reshape(num_strips, num_groups).T[::-1]
+    (y, _), _ = lax.scan(solve, (jnp.zeros_like(x), time), after)
+    # in one piece: two threads took five times as long to concatenate the two
+    whole = jnp.zeros((length,), y.dtype).at[:cut].set(y.reshape(-1))
+    return whole.at[cut:].set(last).reshape(shape)
+
+
+@_strips.def_vmap
+def _side_by_side(axis_size: int, in_batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+    """Several sequences make a step too large for that."""
+    del axis_size
+    axes = [0 if is_batched else None for is_batched in in_batched]
+    return jax.vmap(_blocked_scan, axes)(*arrays), True
 
 
 def _blocked_scan(x: Array, decay: Array, init: Array) -> Array:
