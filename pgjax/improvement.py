@@ -59,7 +59,8 @@ class NaturalStep(NamedTuple):
     """The natural gradient of the surrogate at the policy that acted, and what it came from.
 
     Attributes:
-        surrogate: `params -> (mean improvement, mean KL(old ‖ new))`, both 0 at the old parameters.
+        surrogate: `params -> (mean improvement, mean KL(old ‖ new))`, both 0 at the old parameters. The bonus
+            for entropy is a part of the improvement.
         gradient: of the mean improvement.
         direction: the natural gradient.
         cg: how well it was solved for.
@@ -83,6 +84,7 @@ def natural_step(
     cg_iters: int,
     fisher_stride: int,
     num_chunks: int,
+    entropy_coef: Numeric,
 ) -> NaturalStep:
     """The natural gradient of the surrogate on one rollout; means over steps on both sides.
 
@@ -95,6 +97,7 @@ def natural_step(
         cg_iters: iterations of conjugate gradients.
         fisher_stride: take every `fisher_stride`-th time step for the curvature.
         num_chunks: of the Fisher's batch.
+        entropy_coef: weight of the entropy bonus.
 
     Returns:
         The step, before any scaling.
@@ -104,11 +107,12 @@ def natural_step(
         seen = to_batch(seen)
     traj, advantage = to_batch((traj, advantage))
     old = jax.lax.stop_gradient(actor.apply(params, traj.obs))
-    old_log_prob = old.log_prob(traj.action)
+    old_log_prob, entropy = old.log_prob(traj.action), old.entropy().mean()
 
     def surrogate(params: Any) -> tuple[Array, Array]:
         new = actor.apply(params, traj.obs)
         improvement = surrogate_improvement(new.log_prob(traj.action), old_log_prob, advantage)
+        improvement += entropy_coef * (new.entropy().mean() - entropy)
         return improvement, old.kl(new).mean()
 
     gradient = jax.grad(lambda params: surrogate(params)[0])(params)
@@ -117,7 +121,7 @@ def natural_step(
     )
     metrics = {
         "policy_loss": score_function_loss(old_log_prob, advantage).mean(),
-        "entropy": old.entropy().mean(),
+        "entropy": entropy,
         "grad_norm": optax.tree.norm(gradient),
     }
     return NaturalStep(surrogate, gradient, direction, cg, metrics)

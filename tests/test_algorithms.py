@@ -33,6 +33,7 @@ from pgjax.algorithms import (
     trpo,
 )
 from pgjax.experiment import checkpoints
+from pgjax.improvement import natural_step
 from pgjax.training import Progress, advance, init_progress, split_run_key
 from pgjax.types import Algorithm
 
@@ -691,6 +692,37 @@ class TestNatural:
         ]
         twice = jax.tree.map(lambda x: 2 * x, change[0])
         chex.assert_trees_all_close(twice, change[1], rtol=1e-3, atol=1e-6)
+
+    def test_the_bonus_for_entropy_is_a_part_of_the_improvement(self, x64):
+        actor, (obs_key, key) = categorical(), jax.random.split(KEY)
+        obs, action = jax.random.normal(obs_key, (6, 2, 4)), jnp.arange(12).reshape(6, 2) % 2
+        params = jax.tree.map(  # some way from uniform
+            lambda x: x + jnp.sin(jnp.arange(x.size)).reshape(x.shape), actor.init(key, obs)
+        )
+        zeros, flags = jnp.zeros((6, 2)), jnp.zeros((6, 2), bool)
+        traj = pgjax.Transition(obs, action, zeros, zeros, obs, flags, flags)
+        advantage = jnp.sin(jnp.arange(12.0)).reshape(6, 2)
+
+        def objective(params, weight):
+            policy = actor.apply(params, obs)
+            return (policy.log_prob(action) * advantage).mean() + weight * policy.entropy().mean()
+
+        sizes = {"damping": 0.1, "cg_iters": 5, "fisher_stride": 1, "num_chunks": 1}
+        step = natural_step(actor, params, traj, advantage, entropy_coef=0.7, **sizes)
+        plain = natural_step(actor, params, traj, advantage, entropy_coef=0.0, **sizes)
+        chex.assert_trees_all_close(step.gradient, jax.grad(objective)(params, 0.7), rtol=1e-9, atol=1e-12)
+        chex.assert_trees_all_close(plain.gradient, jax.grad(objective)(params, 0.0), rtol=1e-9, atol=1e-12)
+        new = jax.tree.map(lambda x: 0.9 * x, params)
+        entropies = [actor.apply(p, obs).entropy().mean() for p in (params, new)]
+        bonus = step.surrogate(new)[0] - plain.surrogate(new)[0]
+        np.testing.assert_allclose(bonus, 0.7 * (entropies[1] - entropies[0]), rtol=1e-9)
+        assert abs(bonus) > 1e-4
+        np.testing.assert_allclose(step.surrogate(params)[0], 0.0, atol=1e-15)
+
+    @pytest.mark.parametrize("module", [npg, trpo], ids=["npg", "trpo"])
+    def test_the_bonus_for_entropy_is_handed_on(self, module):
+        norms = [self.batch(module, entropy_coef=weight)[2]["grad_norm"] for weight in (0.0, 10.0)]
+        assert abs(norms[1] - norms[0]) > 0.01 * norms[0]
 
     @pytest.mark.parametrize("module", [npg, trpo], ids=["npg", "trpo"])
     @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def make(
     fisher_stride: int = 1,
     num_chunks: int = 1,
     normalize_advantage: bool = True,
+    entropy_coef: Numeric = 0.0,
     critic_epochs: int = 10,
     critic_minibatches: int = 4,
     num_shards: int | None = None,
@@ -57,6 +58,7 @@ def make(
         fisher_stride: take every `fisher_stride`-th time step for the curvature; the gradient sees all.
         num_chunks: of the Fisher's batch, to bound its memory at the price of recomputation.
         normalize_advantage: standardise the advantages of a rollout.
+        entropy_coef: weight of an entropy bonus.
         critic_epochs: passes of the critic over a rollout.
         critic_minibatches: gradient steps of the critic in each pass.
         num_shards: the critic's samples are shuffled within shards of whole environments; by default
@@ -87,6 +89,7 @@ def make(
             cg_iters=cg_iters,
             fisher_stride=fisher_stride,
             num_chunks=num_chunks,
+            entropy_coef=entropy_coef,
         )
         if max_kl is None:
             size = step_size

@@ -119,7 +119,10 @@ _MINATAR_DENSE = dict(network=dict(hidden=(64, 64), activation="relu"), steps=2_
 _MINATAR_EPISODES = dict(
     network=_MINATAR_DENSE["network"], steps=2_000_000, num_episodes=32, num_critic_steps=5, entropy_coef=0.01
 )
-_MINATAR_TRUST = _MINATAR_DENSE | dict(fisher_stride=4, critic_minibatches=8, critic_epochs=5)
+# Without a bonus for entropy TRPO was settled on 6.5 in Breakout after a million steps; with it at 16.9.
+_MINATAR_TRUST = _MINATAR_DENSE | dict(
+    fisher_stride=4, critic_minibatches=8, critic_epochs=5, entropy_coef=0.01
+)
 
 # In a million steps on Pendulum A2C came to -256 at a constant rate, to -468 at one that falls to 0.
 _STEADY = dict(max_grad_norm=None, schedule="constant")
