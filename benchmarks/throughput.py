@@ -407,6 +407,8 @@ def dqn_task() -> Task:
         return policy.sample(key), jnp.zeros(len(obs))
 
     def loss(target_params: Any, params: Any, b: Any) -> Any:
+        # as if the target moved too, or the compiler would value the one batch once for all steps
+        target_params, _ = lax.optimization_barrier((target_params, lax.stop_gradient(params)))
         value, next_value = q_network.apply(params, b["obs"]), q_network.apply(target_params, b["next_obs"])
         common = value, b["action"], b["reward"], next_value
         return pgjax.q_learning_loss(*common, b["terminated"], gamma=0.99).mean()
