@@ -44,7 +44,7 @@ def test_one_long_sequence_is_solved_by_loops_that_are_one_function_each():
     x = jax.ShapeDtypeStruct((100_000, 1), jnp.float32)
     solve = jax.jit(lambda x: pgjax.reverse_recurrence(x, x, 0.0))
     text = solve.lower(x).compile().as_text()
-    # two over all steps, one over the groups, one over the last few steps
+    # two over all steps, one over the groups, one over all groups of the second
     assert text.count('xla_cpu_small_call="true"') >= 4
 
 

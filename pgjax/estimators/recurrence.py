@@ -18,7 +18,7 @@ from pgjax.types import Array, Numeric
 _LONGEST_SCAN = 1024
 _LANES = 16  # rows of a number of blocks that is no multiple of it took up to 1.5 times as long
 _STRIPS_BYTES = 64  # twice as many strips are more than XLA makes one function of
-_LONGEST_GROUP = 160  # at 224 steps rounding errors of 100,000 steps exceeded 1e-5
+_LONGEST_GROUP = 128  # at 224 steps rounding errors of 100,000 steps exceeded 1e-5
 
 
 Coefficients: TypeAlias = Callable[..., tuple[Array, Array]]
@@ -136,12 +136,12 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     """
     shape, length = x.shape, x.shape[0]
     num_strips = _STRIPS_BYTES // x.itemsize
-    num_groups = math.ceil(length / num_strips / _LONGEST_GROUP)
-    size = length // (num_strips * num_groups)
-    strip = num_groups * size
+    strip = length // num_strips
+    num_groups = math.ceil(strip / _LONGEST_GROUP)
+    sizes = strip // num_groups + (jnp.arange(num_groups, dtype=jnp.int32) < strip % num_groups)
     x, decay, init = x.reshape(-1), decay.reshape(-1), init.reshape(())
     cut = num_strips * strip
-    last = _scan(x[cut:], decay[cut:], init)  # the few steps that fill no row
+    last = _scan(x[cut:], decay[cut:], init)  # fewer steps than strips, mostly none
     end = jnp.append(last, init)[0]
     x, decay = x[:cut].reshape(num_strips, strip), decay[:cut].reshape(num_strips, strip)
 
@@ -149,7 +149,7 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
         x_now, decay_now = (lax.dynamic_slice_in_dim(a, time, 1, axis=1)[:, 0] for a in (x, decay))
         return x_now + decay_now * later, decay_now
 
-    def to_start(time: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+    def to_start(time: Array, size: Array) -> tuple[Array, tuple[Array, Array]]:
         """A group of each strip: y at its first step as if nothing came after, and what arrives there."""
 
         def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -161,21 +161,22 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
         local, passed, time = lax.fori_loop(0, size, step, (nothing, nothing + 1.0, time))
         return time, (local, passed)
 
-    def solve(loop: tuple[Array, Array], later: Array) -> tuple[tuple[Array, Array], None]:
+    def solve(loop: tuple[Array, Array], group: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             later, y, time = loop
             now, _ = back(later, time - 1)
             return now, lax.dynamic_update_slice_in_dim(y, now[:, None], time - 1, axis=1), time - 1
 
+        later, size = group
         _, y, time = lax.fori_loop(0, size, step, (later, *loop))
         return (y, time), None
 
     time = jnp.asarray(strip, jnp.int32)
-    _, starts = lax.scan(to_start, time, length=num_groups)  # from the last group to the first
+    _, starts = lax.scan(to_start, time, sizes)  # from the last group to the first
     local, passed = (a[::-1].T.reshape(-1) for a in starts)
     after = jnp.append(_scan(local, passed, end)[1:], end).reshape(num_strips, num_groups).T[::-1]
-    (y, _), _ = lax.scan(solve, (jnp.zeros_like(x), time), after)
-    # in one piece: two threads took five times as long to concatenate the two
+    (y, _), _ = lax.scan(solve, (jnp.zeros_like(x), time), (after, sizes))
+    # not concatenated: on two threads that took five times as long
     whole = jnp.zeros((length,), y.dtype).at[:cut].set(y.reshape(-1))
     return whole.at[cut:].set(last).reshape(shape)
 
