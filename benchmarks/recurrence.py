@@ -1,17 +1,18 @@
 """Scan, blocks, associative scan, and what the library takes: time by size, and error at T = 100,000.
 
-python benchmarks/recurrence.py
+python -m benchmarks.recurrence
 """
 
+import functools
 import pathlib
 import statistics
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from benchmarks import harness
 from pgjax.estimators.recurrence import _blocked_scan, _scan, reverse_recurrence
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "recurrence.md"
@@ -40,16 +41,9 @@ FORMS = {"scan": _scan, "blocks": _blocked_scan, "associative": associative, "ta
 
 
 def microseconds(*arguments):
-    """Of every form, by turns: what one leaves of the heap is not always met by the same other."""
-    runs = [jax.jit(form) for form in FORMS.values()]
-    times = [[] for _ in runs]
-    for turn in range(16):
-        for run, taken in zip(runs, times, strict=True):
-            begin = time.perf_counter()
-            jax.block_until_ready(run(*arguments))
-            if turn > 0:  # the first compiles
-                taken.append(time.perf_counter() - begin)
-    return [1e6 * statistics.median(taken) for taken in times]
+    """Of every form, by turns."""
+    programs = {name: functools.partial(jax.jit(form), *arguments) for name, form in FORMS.items()}
+    return [1e6 * statistics.median(times) for times in harness.by_turns(programs, 15).values()]
 
 
 def error(form, reward, gamma):
@@ -67,7 +61,7 @@ def main() -> None:
     for length, batch in SIZES:
         x = jax.random.normal(jax.random.key(0), (length, batch))
         arguments = x, jnp.full_like(x, 0.99), jnp.zeros(batch)
-        times = " | ".join(f"{x:.0f}" for x in microseconds(*arguments))
+        times = " | ".join(f"{found:.0f}" for found in microseconds(*arguments))
         lines.append(f"| {length} | {batch} | {times} |")
     lines += ["\nLargest error over the largest value at T = 100,000:\n"]
     lines += ["| reward | γ | " + " | ".join(FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]

@@ -48,7 +48,7 @@ def test_float32_error_stays_below_1e_5_of_the_largest_value_over_100000_steps(c
 
 
 @pytest.mark.parametrize("column", range(len(COLUMNS)), ids=["-".join(map(str, c)) for c in COLUMNS])
-def test_a_single_sequence_is_as_exact(column):
+def test_the_error_of_a_single_sequence_stays_below_1e_5_too(column):
     """On CPUs it has a form of its own."""
     x, decay, exact = (a[:, column] for a in long_inputs())
     y = pgjax.reverse_recurrence(x, decay, 0.0)
@@ -57,9 +57,25 @@ def test_a_single_sequence_is_as_exact(column):
 
 
 @pytest.mark.parametrize(
-    "length", [1025, 2561, 5000]
-)  # one group in a strip and two, in float64 three and four
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+    ("length", "gamma", "bound"),
+    [(LONG, 0.9999, 5e-5), (2 * LONG, 1.0, 1e-5)],  # γ¹²⁸ is rounded; many groups, joined in blocks
+)
+def test_the_error_of_a_single_sequence_where_it_is_largest(length, gamma, bound):
+    x, decay = np.full(length, 0.1, np.float32), np.full(length, gamma, np.float32)
+    exact = oracles.recurrence(x, decay, 0.0)
+    assert np.abs(pgjax.reverse_recurrence(x, decay, 0.0) - exact).max() < bound * exact.max()
+
+
+def test_a_single_sequence_runs_without_jit():
+    x = jnp.arange(1600.0)
+    expected = pgjax.reverse_recurrence(x, jnp.full(1600, 0.5), 1.0)
+    with jax.disable_jit():
+        np.testing.assert_allclose(pgjax.reverse_recurrence(x, jnp.full(1600, 0.5), 1.0), expected, rtol=1e-6)
+
+
+# In float32 one group with a rest and without, two unequal ones, three with a rest.
+@pytest.mark.parametrize("length", [1025, 1600, 2064, 5010])
+@pytest.mark.parametrize("shape", [(), (1, 1)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_single_sequence_of_any_shape_equals_the_loop(length, shape, dtype, x64, rng):
     x, decay = rng.normal(size=(2, length, *shape)).astype(dtype)

@@ -58,7 +58,8 @@ def make(
         fisher_stride: take every `fisher_stride`-th time step for the curvature; the gradient sees all.
         num_chunks: of the Fisher's batch, to bound its memory at the price of recomputation.
         normalize_advantage: standardise the advantages of a rollout.
-        entropy_coef: weight of an entropy bonus; the improvement that is asked for counts it.
+        entropy_coef: weight of an entropy bonus, a part of the objective: of the gradient, of
+            `predicted_improvement` and of `improvement`, which must be positive; `policy_loss` is without it.
         critic_epochs: passes of the critic over a rollout.
         critic_minibatches: gradient steps of the critic in each pass.
         num_shards: the critic's samples are shuffled within shards of whole environments; by default

@@ -17,8 +17,8 @@ from pgjax.types import Array, Numeric
 # the fastest form at every batch size that was measured (benchmarks/recurrence.py).
 _LONGEST_SCAN = 1024
 _LANES = 16  # rows of a number of blocks that is no multiple of it took up to 1.5 times as long
-_STRIPS_BYTES = 64  # twice as many strips are more than XLA makes one function of
-_LONGEST_GROUP = 128  # at 224 steps rounding errors of 100,000 steps exceeded 1e-5
+_ROW_BYTES = 64  # of a step in all strips: with twice as many XLA no longer makes one function of a loop
+_LONGEST_GROUP = 128  # with 224 the error after 100,000 steps without discount exceeded 1e-5
 
 
 Coefficients: TypeAlias = Callable[..., tuple[Array, Array]]
@@ -51,7 +51,9 @@ def reverse_recurrence(x: Array, decay: Array, init: Numeric) -> Array:
         y_t = x_t + decay_t y_{t+1},   y_T = init
 
     Every return and advantage of the library is one call of it. Long sequences are cut into blocks that are
-    solved side by side and then joined, which keeps float32 rounding from growing with T.
+    solved side by side and then joined, which keeps float32 rounding from growing with T. A single sequence
+    is solved in a form of its own on CPUs, which `grad` knows and `jax.linear_transpose` does not.
+    Rounding stays below 1e-5 of the largest |y| for decays up to 0.999 and of 1, and near 4e-5 at 0.9999.
 
     Args:
         x: `[T, ...]`.
@@ -70,9 +72,9 @@ def reverse_recurrence(x: Array, decay: Array, init: Numeric) -> Array:
     dtype = jnp.result_type(x, decay, init, float)
     x, decay = x.astype(dtype), decay.astype(dtype)
     init = jnp.broadcast_to(jnp.asarray(init, dtype), x.shape[1:])
-    if x.shape[0] <= _LONGEST_SCAN:
-        return _scan(x, decay, init)
-    return _long(x, decay, init)
+    if x.shape[0] > _LONGEST_SCAN and init.size == 1:
+        return _one_long(x, decay, init)
+    return _scan_or_blocks(x, decay, init)
 
 
 def fused_recurrence(coefficients: Coefficients, rows: tuple[Array, ...], init: Numeric) -> Array:
@@ -110,20 +112,32 @@ def _scan(x: Array, decay: Array, init: Array) -> Array:
     return _loop(lambda x, decay: (x, decay), (x, decay), init)
 
 
+def _scan_or_blocks(x: Array, decay: Array, init: Array) -> Array:
+    return (_scan if x.shape[0] <= _LONGEST_SCAN else _blocked_scan)(x, decay, init)
+
+
+def _next(y: Array, init: Array) -> Array:
+    """Of every step the y of the step after it."""
+    return jnp.concatenate([y[1:], init[None]])
+
+
+def _local(later: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[Array, Array]:
+    """A step back in a block: y as if nothing came after the block, and what of that arrives."""
+    (local, passed), (x, decay) = later, step
+    return x + decay * local, decay * passed
+
+
 @jax.custom_jvp
-def _long(x: Array, decay: Array, init: Array) -> Array:
-    if init.size != 1:
-        return _blocked_scan(x, decay, init)
+def _one_long(x: Array, decay: Array, init: Array) -> Array:
     return lax.platform_dependent(x, decay, init, cpu=_strips, default=_blocked_scan)
 
 
-@_long.defjvp
-def _long_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    """The derivative of a recurrence is a recurrence; loops that write in place would make it slow."""
+@_one_long.defjvp
+def _one_long_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """The derivative of a recurrence is a recurrence: the loops of `_strips` have none in reverse."""
     (_, decay, init), (x_dot, decay_dot, init_dot) = primals, tangents
-    y = _long(*primals)
-    later = jnp.concatenate([y[1:], init[None]])
-    return y, _blocked_scan(x_dot + decay_dot * later, decay, init_dot)
+    y = _one_long(*primals)
+    return y, _blocked_scan(x_dot + decay_dot * _next(y, init), decay, init_dot)
 
 
 @custom_vmap
@@ -131,40 +145,42 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     """One sequence: a few strips of time side by side, each in groups of steps, and the groups joined.
 
     A step of its loops touches so little (up to 1 KiB) that XLA makes one function of a loop, instead of
-    starting a kernel for every operation of every step. Nothing is padded, transposed or stacked, and to
-    read the sequence twice takes less time than to write down what would be read again.
+    starting a kernel for every operation of every step. The sequence itself is neither padded nor
+    transposed, and to read it twice takes less time than to write down what would be read again.
     """
     shape, length = x.shape, x.shape[0]
-    num_strips = _STRIPS_BYTES // x.itemsize
+    num_strips = _ROW_BYTES // x.itemsize
     strip = length // num_strips
     num_groups = math.ceil(strip / _LONGEST_GROUP)
     sizes = strip // num_groups + (jnp.arange(num_groups, dtype=jnp.int32) < strip % num_groups)
     x, decay, init = x.reshape(-1), decay.reshape(-1), init.reshape(())
     cut = num_strips * strip
-    last = _scan(x[cut:], decay[cut:], init)  # fewer steps than strips, mostly none
-    end = jnp.append(last, init)[0]
+    last, end = None, init  # the few steps that fill no row, and what comes after the rows
+    if cut < length:
+        last = _scan(x[cut:], decay[cut:], init)
+        end = last[0]
     x, decay = x[:cut].reshape(num_strips, strip), decay[:cut].reshape(num_strips, strip)
 
-    def back(later: Array, time: Array) -> tuple[Array, Array]:
+    def row(time: Array) -> tuple[Array, Array]:
         x_now, decay_now = (lax.dynamic_slice_in_dim(a, time, 1, axis=1)[:, 0] for a in (x, decay))
-        return x_now + decay_now * later, decay_now
+        return x_now, decay_now
 
     def to_start(time: Array, size: Array) -> tuple[Array, tuple[Array, Array]]:
-        """A group of each strip: y at its first step as if nothing came after, and what arrives there."""
+        """`_local` of a group of every strip, at its first step."""
 
-        def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            local, passed, time = loop
-            local, decay_now = back(local, time - 1)
-            return local, decay_now * passed, time - 1
+        def step(_: Any, loop: tuple[tuple[Array, Array], Array]) -> tuple[tuple[Array, Array], Array]:
+            later, time = loop
+            return _local(later, row(time - 1)), time - 1
 
-        nothing = jnp.zeros(num_strips, x.dtype)
-        local, passed, time = lax.fori_loop(0, size, step, (nothing, nothing + 1.0, time))
-        return time, (local, passed)
+        nothing = jnp.zeros_like(x[:, 0])
+        found, time = lax.fori_loop(0, size, step, ((nothing, nothing + 1.0), time))
+        return time, found
 
     def solve(loop: tuple[Array, Array], group: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             later, y, time = loop
-            now, _ = back(later, time - 1)
+            x_now, decay_now = row(time - 1)
+            now = x_now + decay_now * later
             return now, lax.dynamic_update_slice_in_dim(y, now[:, None], time - 1, axis=1), time - 1
 
         later, size = group
@@ -174,16 +190,18 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     time = jnp.asarray(strip, jnp.int32)
     _, starts = lax.scan(to_start, time, sizes)  # from the last group to the first
     local, passed = (a[::-1].T.reshape(-1) for a in starts)
-    after = jnp.append(_scan(local, passed, end)[1:], end).reshape(num_strips, num_groups).T[::-1]
+    after = _next(_scan_or_blocks(local, passed, end), end).reshape(num_strips, num_groups).T[::-1]
     (y, _), _ = lax.scan(solve, (jnp.zeros_like(x), time), (after, sizes))
+    if last is None:
+        return y.reshape(shape)
     # not concatenated: on two threads that took five times as long
     whole = jnp.zeros((length,), y.dtype).at[:cut].set(y.reshape(-1))
     return whole.at[cut:].set(last).reshape(shape)
 
 
 @_strips.def_vmap
-def _side_by_side(axis_size: int, in_batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
-    """Several sequences make a step too large for that."""
+def _strips_of_several(axis_size: int, in_batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
+    """In blocks: side by side, strips would touch too much in a step to be one function."""
     del axis_size
     axes = [0 if is_batched else None for is_batched in in_batched]
     return jax.vmap(_blocked_scan, axes)(*arrays), True
@@ -200,14 +218,12 @@ def _blocked_scan(x: Array, decay: Array, init: Array) -> Array:
         return padded.reshape(num_blocks, size, *x.shape[1:]).swapaxes(0, 1)
 
     def backward(later: tuple[Array, Array], step: tuple[Array, Array]) -> tuple[Any, Any]:
-        (local, passed), (x, decay) = later, step
-        now = x + decay * local, decay * passed
+        now = _local(later, step)
         return now, now
 
-    # y of every block as if nothing came after it, and what of the step after it arrives
     steps = blocks(x, 0.0), blocks(decay, 1.0)  # the padding passes `init` through
     zeros = jnp.zeros_like(steps[0][0])
     _, (local, passed) = lax.scan(backward, (zeros, zeros + 1.0), steps, reverse=True)
     first = _scan(local[0], passed[0], init)  # y at the first step of every block
-    y = local + passed * jnp.concatenate([first[1:], init[None]])[None]
+    y = local + passed * _next(first, init)[None]
     return y.swapaxes(0, 1).reshape(num_blocks * size, *x.shape[1:])[:length]
