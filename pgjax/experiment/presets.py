@@ -119,7 +119,7 @@ _MINATAR_DENSE = dict(network=dict(hidden=(64, 64), activation="relu"), steps=2_
 _MINATAR_EPISODES = dict(
     network=_MINATAR_DENSE["network"], steps=2_000_000, num_episodes=32, num_critic_steps=5, entropy_coef=0.01
 )
-# Without a bonus for entropy TRPO was settled on 6.5 in Breakout after a million steps; with it at 16.9.
+# In Breakout one seed of five gets past 6.6 with this bonus for entropy; the one tried without stood at 6.5.
 _MINATAR_TRUST = _MINATAR_DENSE | dict(
     fisher_stride=4, critic_minibatches=8, critic_epochs=5, entropy_coef=0.01
 )
