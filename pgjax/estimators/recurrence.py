@@ -53,7 +53,8 @@ def reverse_recurrence(x: Array, decay: Array, init: Numeric) -> Array:
     Every return and advantage of the library is one call of it. Long sequences are cut into blocks that are
     solved side by side and then joined, which keeps float32 rounding from growing with T. A single sequence
     is solved in a form of its own on CPUs, which `grad` knows and `jax.linear_transpose` does not.
-    Rounding stays below 1e-5 of the largest |y| for decays up to 0.999 and of 1, and near 4e-5 at 0.9999.
+    Over 100,000 steps float32 errs by less than 1e-5 of the largest |y| for decays of 0.9, 0.999 and 1, and
+    by less than 5e-5 for 0.9999.
 
     Args:
         x: `[T, ...]`.
