@@ -15,7 +15,7 @@ from jax import lax
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the benchmarks are no part of the installed package
 
-from benchmarks import accelerator, estimators, fisher, harness, memory, tables  # noqa: E402
+from benchmarks import accelerator, estimators, fisher, harness, memory, tables, throughput  # noqa: E402
 
 CPU = {"device": "Some CPU(R) 9000 @ 2.10GHz", "platform": "cpu", "cores": 4, "date": "2030-01-02"}
 MINE = ("accelerator", "compile_time", "estimators", "fisher", "memory")
@@ -27,6 +27,19 @@ def spread(median):
 
 def arguments(**changes):
     return harness.parser("About.").parse_args([f"--{k}={v}" for k, v in changes.items()])
+
+
+def test_the_floor_of_dqn_evaluates_its_target_network_in_every_gradient_step():
+    """Batch and target stand still there: the compiler would take their products out of the loop."""
+    task = throughput.dqn_task()
+    key = jax.random.key(0)
+    program = jax.jit(task.parts["gradients"]).lower(jax.eval_shape(task.init, key), key)
+    blocks = program.compile().as_text().split("\n\n")
+    (entry,) = (block for block in blocks if block.startswith("ENTRY"))
+    multiply = [block.split()[0] for block in blocks if " dot(" in block]
+    assert multiply
+    assert " dot(" not in entry
+    assert not any(f"calls={name}," in entry for name in multiply)
 
 
 class TestHarness:
