@@ -74,6 +74,19 @@ def test_a_single_sequence_runs_without_jit():
         np.testing.assert_allclose(pgjax.reverse_recurrence(x, jnp.full(1600, 0.5), 1.0), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("length", [1600, 1601])
+def test_a_single_sequence_can_be_one_of_a_device(length):
+    """`shard_map` follows what differs between devices: a loop must begin with what it goes on with."""
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    over, x = jax.sharding.PartitionSpec(None, "i"), jnp.ones((length, 1))
+
+    def solve(x):
+        return pgjax.reverse_recurrence(x, 0.5 * x, 0.0 * x[0])
+
+    found = jax.jit(jax.shard_map(solve, mesh=mesh, in_specs=over, out_specs=over))(x)
+    np.testing.assert_array_equal(found, solve(x))
+
+
 # In float32 one group with a rest and without, two unequal ones, three with a rest.
 @pytest.mark.parametrize("length", [1025, 1600, 2064, 5010])
 @pytest.mark.parametrize("shape", [(), (1, 1)])
