@@ -112,16 +112,14 @@ _NEVER_THERE = (
     "no seed met the goal in its last 100 episodes. Every step costs the same until then, so nothing tells "
     "one action from another, and what explores is chance: of 200,000 episodes of uniform actions none did. "
 )
-_NOT_BY_SCALING = (
-    "Rescaled observations, with which npg and trpo learn it, did not help in trials with {} seeds"
-)
+_NOT_BY_SCALING = "Rescaled observations, with which npg and trpo learn it, did not help in trials with {}"
 _TRIALS = {
-    "a2c": "14, of up to a million steps",
-    "actor_critic": "six, of a million steps",
-    "a3c": "six, of a million steps",
-    "acktr": "ten: of six with 500,000 steps three met it in evaluation, of four with a million none",
-    "q_learning": "six",
-    "sarsa": "six",
+    "a2c": "14 seeds of up to a million steps",
+    "actor_critic": "six seeds of a million steps",
+    "a3c": "six seeds of a million steps",
+    "acktr": "ten seeds: of six with 500,000 steps three met it in evaluation, of four with a million none",
+    "q_learning": "six seeds",
+    "sarsa": "six seeds",
 }
 WHY |= {(a, "MountainCar-v0"): _NEVER_THERE + _NOT_BY_SCALING.format(n) for a, n in _TRIALS.items()}
 WHY["sac", "MountainCar-v0"] = (
