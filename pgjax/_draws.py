@@ -25,14 +25,22 @@ class _Counted(NamedTuple):
     """A random primitive as what Threefry needs for it.
 
     Attributes:
-        keys: `[L, 2]` uint32.
-        counts: `[L]` uint32.
-        finish: of both words that a key gives for a count, each uint32 `[L]`, to what the primitive gives.
+        keys: `[K, 2]` uint32.
+        begins: the first count of each key, uint32 `[K]`.
+        each: how many counts each key has, one after the other.
+        finish: of both words that a key gives for a count, each uint32 `[K * each]`, to what the primitive
+            gives.
     """
 
     keys: Array
-    counts: Array
+    begins: Array
+    each: int
     finish: Callable[[Array, Array], Any]
+
+    @property
+    def size(self) -> int:
+        """Of the row that it needs."""
+        return len(self.keys) * self.each
 
 
 def draw_row(eqn: core.JaxprEqn, keys: PRNGKey, *messages: Any) -> Any:
@@ -63,7 +71,7 @@ def draw_row(eqn: core.JaxprEqn, keys: PRNGKey, *messages: Any) -> Any:
         size = math.prod(eqn.params["shape"])
         short = size < _SHORT or eqn.primitive.name == "random_split"
         counted = _count(eqn, row) if size and short else None
-        drawn = draw(row) if counted is None else counted.finish(*_words(counted.keys, counted.counts))
+        drawn = draw(row) if counted is None else counted.finish(*_words([counted]))
         return drawn.reshape(*keys.shape, *eqn.params["shape"]), True
 
     return draw(keys)
@@ -134,16 +142,14 @@ def _count(eqn: core.JaxprEqn, keys: PRNGKey, *messages: Any) -> _Counted | None
     bits = eqn.params.get("bit_width", _WORD)
     if bits not in (_WORD, _WORDS):
         return None
-    data = jax.random.key_data(keys)
+    shape = (*keys.shape, *eqn.params.get("shape", ()))
+    begins = jnp.zeros(keys.size, jnp.uint32)
     if messages:
         shape = jnp.broadcast_shapes(keys.shape, jnp.shape(messages[0]))
-        counts = jnp.broadcast_to(jnp.asarray(messages[0], jnp.uint32), shape).ravel()
-        data = jnp.broadcast_to(data, (*shape, 2)).reshape(-1, 2)
-    else:
-        size = math.prod(eqn.params["shape"])
-        shape = (*keys.shape, *eqn.params["shape"])
-        counts = lax.broadcasted_iota(jnp.uint32, (keys.size, size), 1).ravel()
-        data = lax.broadcast_in_dim(data.reshape(-1, 2), (keys.size, size, 2), (0, 2)).reshape(-1, 2)
+        keys = jnp.broadcast_to(keys, shape)
+        begins = jnp.broadcast_to(jnp.asarray(messages[0], jnp.uint32), shape).ravel()
+    data = jax.random.key_data(keys).reshape(-1, 2)
+    each = math.prod(eqn.params.get("shape", ()))
 
     def finish(first: Array, second: Array) -> Any:
         if eqn.primitive.name != "random_bits":
@@ -153,12 +159,38 @@ def _count(eqn: core.JaxprEqn, keys: PRNGKey, *messages: Any) -> _Counted | None
             return (first ^ second).reshape(shape)
         return (first.astype(jnp.uint64) << jnp.uint64(_WORD) | second.astype(jnp.uint64)).reshape(shape)
 
-    return _Counted(data, counts, finish)
+    return _Counted(data, begins, each, finish)
 
 
-def _words(keys: Array, counts: Array) -> tuple[Array, Array]:
-    """Both words that Threefry gives for keys `[L, 2]` at counts `[L]`."""
+def _words(draws: list[_Counted]) -> tuple[Array, Array]:
+    """Both words that Threefry gives in a row that some draws share.
+
+    The counts of several draws are places in the row less the place of 0. Were they written one behind the
+    other, each element of what reads them would make them anew, by a branch for each draw.
+    """
+    size = sum(draw.size for draw in draws)
+    if len(draws) == 1:
+        keys = _repeat(draws[0].keys, draws[0].each)
+        counts = (draws[0].begins[:, None] + jnp.arange(draws[0].each, dtype=jnp.uint32)[None]).ravel()
+    else:
+        place, zeros = 0, []
+        for draw in draws:
+            zeros.append(place + jnp.arange(0, draw.size, draw.each, dtype=jnp.uint32) - draw.begins)
+            place += draw.size
+        keys = jnp.concatenate([draw.keys for draw in draws])
+        table = jnp.concatenate([keys, jnp.concatenate(zeros)[:, None]], axis=1)  # one place for all to read
+        first, row = 0, []
+        for draw in draws:
+            row.append(_repeat(table[first : first + len(draw.keys)], draw.each))
+            first += len(draw.keys)
+        keys = jnp.concatenate(row)
+        counts = jnp.arange(size, dtype=jnp.uint32) - keys[:, 2]
     return threefry2x32_p.bind(keys[:, 0], keys[:, 1], jnp.zeros_like(counts), counts)
+
+
+def _repeat(rows: Array, times: int) -> Array:
+    """Each of the rows so many times, one behind the other."""
+    return lax.broadcast_in_dim(rows, (len(rows), times, rows.shape[1]), (0, 2)).reshape(-1, rows.shape[1])
 
 
 def _draw_all(eqns: list[core.JaxprEqn], known: _jaxpr.Values) -> None:
@@ -166,17 +198,15 @@ def _draw_all(eqns: list[core.JaxprEqn], known: _jaxpr.Values) -> None:
     row: list[tuple[core.JaxprEqn, _Counted]] = []
     for eqn in eqns:
         counted = _count(eqn, *(_jaxpr.read(known, v) for v in eqn.invars))
-        if counted is None or not counted.counts.size:
+        if counted is None or not counted.size:
             _jaxpr.run([eqn], known)
         else:
             row.append((eqn, counted))
     if not row:
         return
-    first, second = _words(
-        *(jnp.concatenate(x) for x in zip(*((c.keys, c.counts) for _, c in row), strict=True))
-    )
+    first, second = _words([counted for _, counted in row])
     start = 0
     for eqn, counted in row:
-        stop = start + counted.counts.size
+        stop = start + counted.size
         known[eqn.outvars[0]] = counted.finish(first[start:stop], second[start:stop])
         start = stop
