@@ -84,6 +84,8 @@ def sum_over_chunks(function: Callable[[Any], Any], chunks: Any, count: Array | 
     if num == 1:
         return function(first)
 
+    function = jax.jit(function, inline=True)  # traced once, for its shapes and for the loop
+
     def add(total: Any, chunk: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, function(chunk)), None
 
