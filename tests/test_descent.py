@@ -68,6 +68,18 @@ class TestChunks:
             chex.assert_trees_all_equal(summed(jnp.asarray(count)), wanted)
         chex.assert_trees_all_equal(descent.sum_over_chunks(terms, chunks), wanted)
 
+    def test_the_loss_is_traced_once(self):
+        """Once more for its shapes would be a sixth of what tracing PPO takes."""
+        params, batch = problem()
+        chunks, calls = jax.tree.map(lambda x: x.reshape(3, 8, *x.shape[1:]), batch), []
+
+        def counted(params, chunk):
+            calls.append(chunk)
+            return loss(params, chunk)
+
+        jax.jit(lambda params: descent.mean_gradient(counted, params, chunks)).trace(params)
+        assert len(calls) == 1
+
     def test_only_one_chunk_is_in_memory(self):
         """Two layers of 64 and 4096 samples: half a megabyte each; in 32 chunks a thirty-second of it."""
         network = networks.Critic(networks.MLP((64, 64)))

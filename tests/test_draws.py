@@ -94,6 +94,18 @@ def test_a_training_starts_with_three_generators():
     assert generators(lambda key: init_progress(key, algorithm), jax.random.key(0)) == 3
 
 
+@pytest.mark.parametrize("number", [9, [9, 0, 2**32 - 1]])
+def test_a_single_draw_counts_from_what_is_folded_in(number):
+    """With no other draw in its row."""
+
+    def fold(key, number):
+        return jax.random.key_data(jnp.vectorize(jax.random.fold_in)(key, number))
+
+    given = jax.random.key(1), jnp.asarray(number, jnp.uint32)
+    assert generators(draw_together(fold), *given) == 1
+    assert_same(fold, *given)
+
+
 @pytest.mark.parametrize("size", [1, 10, 31, 32, 40])
 def test_a_row_of_keys_gives_what_each_key_gives(size):
     """Few numbers of each key come from one vector, which XLA does not unroll; many as they did."""
