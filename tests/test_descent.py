@@ -69,7 +69,7 @@ class TestChunks:
         chex.assert_trees_all_equal(descent.sum_over_chunks(terms, chunks), wanted)
 
     def test_the_loss_is_traced_once(self):
-        """Once more for its shapes would be a sixth of what tracing PPO takes."""
+        """Not once more for the shapes of what it gives."""
         params, batch = problem()
         chunks, calls = jax.tree.map(lambda x: x.reshape(3, 8, *x.shape[1:]), batch), []
 
