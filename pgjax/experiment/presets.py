@@ -317,7 +317,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     # Small and with one gradient step for its cost: 2,400 steps a second for a seed on one core, and half of
     # that with layers of 128.
     **{("sac", game): _SAC_MINATAR for game in _GAMES},
-    # At rates of 3e-4 and a learned temperature three seeds stood at 8.5 from 280,000 steps to a million, with
+    # At rates of 3e-4 and a learned temperature three seeds stood at 8.5 from 280,000 steps to the end; with
     # 0.1 one stood there from 190,000 on; at these rates it was at 10.7 after 300,000 and rose. Entropies of
     # 0.2 and 0.4 as targets were at 5.5 and 6.0 after 200,000.
     ("sac", "Breakout-MinAtar"): _SAC_MINATAR
