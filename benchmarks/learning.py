@@ -180,6 +180,7 @@ WHY |= {("sarsa", e): _SHORT + "still rises" for e in MINATAR}
 WHY["dqn", "Freeway-MinAtar"] = _SHORT + "still rises, by 2 in the last 300,000 steps"
 WHY["dqn", "SpaceInvaders-MinAtar"] = _SHORT + "stays near 60 from 720,000 steps on"
 WHY |= {("sac", e): _SHORT + "still rises" for e in MINATAR}
+WHY["sac", "Breakout-MinAtar"] = _SHORT + "hardly rises from 550,000 steps on; its seeds end between 9 and 16"
 WHY["sac", "Freeway-MinAtar"] = _SHORT + "rose until 900,000 steps"
 WHY["sac", "SpaceInvaders-MinAtar"] = (
     _SHORT + "still rises in two seeds, one stands at 23 from 600,000 steps on"
