@@ -4,6 +4,7 @@ Every call of a random function compiles a generator of its own, a loop and eigh
 numbers of Threefry depend on a key and a count alone, so those of many calls can be drawn in one row.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -166,26 +167,25 @@ def _words(draws: list[_Counted]) -> tuple[Array, Array]:
     """Both words that Threefry gives in a row that some draws share.
 
     The counts of several draws are places in the row less the place of 0. Were they written one behind the
-    other, each element of what reads them would make them anew, by a branch for each draw.
+    other, each element of what reads them would make them anew, by a branch for each draw. A single draw has
+    no branches, and its row may be long: it needs no third column.
     """
-    size = sum(draw.size for draw in draws)
     if len(draws) == 1:
-        keys = _repeat(draws[0].keys, draws[0].each)
-        counts = (draws[0].begins[:, None] + jnp.arange(draws[0].each, dtype=jnp.uint32)[None]).ravel()
+        (draw,) = draws
+        row = _repeat(draw.keys, draw.each)
+        counts = (draw.begins[:, None] + jnp.arange(draw.each, dtype=jnp.uint32)[None]).ravel()
     else:
-        place, zeros = 0, []
+        size, zeros = 0, []
         for draw in draws:
-            zeros.append(place + jnp.arange(0, draw.size, draw.each, dtype=jnp.uint32) - draw.begins)
-            place += draw.size
+            zeros.append(size + jnp.arange(0, draw.size, draw.each, dtype=jnp.uint32) - draw.begins)
+            size += draw.size
         keys = jnp.concatenate([draw.keys for draw in draws])
-        table = jnp.concatenate([keys, jnp.concatenate(zeros)[:, None]], axis=1)  # one place for all to read
-        first, row = 0, []
-        for draw in draws:
-            row.append(_repeat(table[first : first + len(draw.keys)], draw.each))
-            first += len(draw.keys)
-        keys = jnp.concatenate(row)
-        counts = jnp.arange(size, dtype=jnp.uint32) - keys[:, 2]
-    return threefry2x32_p.bind(keys[:, 0], keys[:, 1], jnp.zeros_like(counts), counts)
+        table = jnp.concatenate([keys, jnp.concatenate(zeros)[:, None]], axis=1)
+        last = list(itertools.accumulate(len(draw.keys) for draw in draws))
+        parts = zip(jnp.split(table, last[:-1]), draws, strict=True)
+        row = jnp.concatenate([_repeat(part, draw.each) for part, draw in parts])
+        counts = jnp.arange(size, dtype=jnp.uint32) - row[:, 2]
+    return threefry2x32_p.bind(row[:, 0], row[:, 1], jnp.zeros_like(counts), counts)
 
 
 def _repeat(rows: Array, times: int) -> Array:

@@ -238,6 +238,8 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("actor_critic", "DeepSea-bsuite"): dict(steps=200_000),
     ("actor_critic", "FourRooms-misc"): dict(steps=200_000),
     **{("actor_critic", game): _MINATAR_DENSE | dict(entropy_coef=0.01) for game in _GAMES},
+    # After two million steps one seed in Breakout was at 9 to 16 with a rate of 3e-3 or a bonus of 0.03, here
+    # at 21; in Asterix at 4 with a rate of 1e-3, at 1 with a bonus of 0.06, here at 7.
     ("actor_critic", "Breakout-MinAtar"): _MINATAR_DENSE
     | dict(entropy_coef=0.06, actor_optimizer=dict(learning_rate=1e-3)),
     ("actor_critic", "Asterix-MinAtar"): _MINATAR_DENSE
@@ -251,6 +253,7 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("npg", "FourRooms-misc"): dict(steps=200_000),
     ("npg", "MountainCar-v0"): _SCALED_CAR,
     **{("npg", game): _MINATAR_TRUST for game in _GAMES},
+    # In Asterix one seed of TRPO was at 3.0 after 2.5 million steps, with a bound of 0.01 at 2.3.
     ("npg", "Breakout-MinAtar"): _MINATAR_TRUST | _TRUST_IN_BREAKOUT,
     ("npg", "Asterix-MinAtar"): _MINATAR_TRUST | dict(max_kl=0.03),
     ("trpo", "CartPole-v1"): dict(),
