@@ -178,7 +178,7 @@ ZOO = {
     "npg": lambda **o: _trust(npg, **o),
     "npg-fixed": lambda **o: _trust(npg, max_kl=None, step_size=0.01, num_chunks=2, **o),
     "trpo": lambda **o: _trust(trpo, **o),
-    "trpo-continuous": lambda **o: _trust(trpo, PENDULUM, GAUSSIAN, fisher_stride=2, **o),
+    "trpo-continuous": lambda **o: _trust(trpo, PENDULUM, GAUSSIAN, fisher_stride=2, cg_iters=20, **o),
     "acktr": _acktr,
     "acktr-continuous": lambda **o: _acktr(PENDULUM, GAUSSIAN, normalize_advantage=True, **o),
     "a3c": _a3c,
