@@ -15,6 +15,7 @@ import numpy as np
 
 from pgjax import host, suites, tabular
 from pgjax._advice import advice
+from pgjax._checks import at_least_one
 from pgjax._imports import postponed
 from pgjax.suites import EpisodeLimit
 from pgjax.types import Array, PRNGKey
@@ -168,8 +169,7 @@ class TimeLimit:
     """
 
     def __init__(self, env: Any, max_steps: int):
-        if max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {max_steps}.")
+        at_least_one(max_steps=max_steps)
         if getattr(env, "host_side", False):
             raise ValueError(
                 "An environment that lives on the host cannot be reset at any step: make it with "

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pgjax._ahead import scan_ahead
+from pgjax._checks import at_least_one
 from pgjax.distributions import Categorical
 from pgjax.networks import split_mask
 from pgjax.replay import ReplayState, add_to_replay, init_replay, n_step_transitions, sample_replay
@@ -124,17 +125,15 @@ def make(
     References:
         Mnih et al. 2015, Human-level control through deep reinforcement learning, algorithm 1.
     """
-    for name, value in (
-        ("num_envs", num_envs),
-        ("num_steps", num_steps),
-        ("num_updates", num_updates),
-        ("num_gradient_steps", num_gradient_steps),
-        ("batch_size", batch_size),
-        ("capacity", capacity),
-        ("n_step", n_step),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    at_least_one(
+        num_envs=num_envs,
+        num_steps=num_steps,
+        num_updates=num_updates,
+        num_gradient_steps=num_gradient_steps,
+        batch_size=batch_size,
+        capacity=capacity,
+        n_step=n_step,
+    )
     warmup = -(-warmup_steps // num_envs)
     if warmup < n_step:
         raise ValueError(

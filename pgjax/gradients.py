@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pgjax._axes import beside
 from pgjax._jit import compiled
 from pgjax.types import Array, ArrayTree, Distribution, Params, Transition
 
@@ -178,11 +179,14 @@ def _weighted_log_prob(
     apply: Apply, params: Params, traj: Transition, weight: Array, valid: Array | None
 ) -> Array:
     """Σ_t log π Ψ, over the axes behind time."""
-    log_prob = apply(params, traj.obs).log_prob(traj.action)
+    obs = traj.obs
+    if valid is not None:  # all three, so that nothing leaks out of the padding backwards
+        obs = jax.tree.map(lambda x: jnp.where(beside(valid, x), x, jnp.zeros_like(x)), obs)
+        weight = jnp.where(valid, weight, 0.0)
+    log_prob = apply(params, obs).log_prob(traj.action)
     chex.assert_equal_shape([log_prob, weight])
     if valid is not None:
         chex.assert_equal_shape([log_prob, valid])
-        weight = jnp.where(valid, weight, 0.0)  # both, so that nothing leaks out of the padding backwards
         log_prob = jnp.where(valid, log_prob, 0.0)
     return (log_prob * weight).sum(0)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._checks import at_least_one
 from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
@@ -170,8 +171,11 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if the sizes do not divide.
+        ValueError: if a number of something is below 1, or if the sizes do not divide.
     """
+    at_least_one(
+        num_envs=num_envs, num_steps=num_steps, critic_epochs=critic_epochs, fisher_stride=fisher_stride
+    )
     shards = math.gcd(num_envs, 8) if num_shards is None else num_shards
     if shards < 1 or num_envs % shards:
         raise ValueError(f"num_shards={shards} must divide num_envs={num_envs}.")
@@ -180,8 +184,6 @@ def make(
             f"critic_minibatches={critic_minibatches} must divide the {num_envs * num_steps // shards} "
             f"samples of a shard (num_envs={num_envs} × num_steps={num_steps} over num_shards={shards})."
         )
-    if fisher_stride < 1:
-        raise ValueError(f"fisher_stride must be at least 1, got {fisher_stride}.")
     if num_chunks < 1 or len(range(0, num_steps, fisher_stride)) % num_chunks:
         raise ValueError(
             f"num_chunks={num_chunks} must divide the {len(range(0, num_steps, fisher_stride))} time steps "

@@ -38,7 +38,8 @@ def explained_variance(value: Array, target: Array, valid: Array | None = None) 
         valid: bool `[...]`, or None.
 
     Returns:
-        A scalar, at most 1; 0 where the target does not vary.
+        A scalar, at most 1; 0 where the target does not vary by more than 32 rounding errors of its root mean
+        square.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,8 +49,8 @@ def explained_variance(value: Array, target: Array, valid: Array | None = None) 
     variance = jnp.var(target, where=valid)
     residual = jnp.var(target - value, where=valid)
     rounding = jnp.square(32.0 * jnp.finfo(variance.dtype).eps) * jnp.square(target).mean(where=valid)
-    varies = variance > rounding
-    return jnp.where(varies, 1.0 - residual / jnp.where(varies, variance, 1.0), 0.0)
+    constant = variance <= rounding
+    return jnp.where(constant, 0.0, 1.0 - residual / jnp.where(constant, 1.0, variance))
 
 
 @compiled("nonnegative")

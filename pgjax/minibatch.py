@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._checks import at_least_one
 from pgjax._random import flat_draw
 from pgjax.descent import default_num_chunks, mean_gradient
 from pgjax.types import Array, ArrayTree, Params, PRNGKey
@@ -37,7 +38,7 @@ def to_shards(tree: ArrayTree, num_shards: int) -> Any:
     """
     num_steps, num_envs = jax.tree.leaves(tree)[0].shape[:2]
     chex.assert_tree_shape_prefix(tree, (num_steps, num_envs))
-    if num_envs % num_shards:
+    if num_shards < 1 or num_envs % num_shards:
         raise ValueError(f"num_shards={num_shards} must divide num_envs={num_envs}.")
     size = num_envs * num_steps // num_shards
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(num_shards, size, *x.shape[2:]), tree)
@@ -98,13 +99,16 @@ def shuffled_minibatches(
         `take_minibatch`.
 
     Raises:
-        ValueError: if a shard does not split into the minibatches.
+        ValueError: if a number of something is below 1, or if a shard does not split into the minibatches.
 
     Example:
         >>> import jax
         >>> shuffled_minibatches(jax.random.key(0), 2, 6, 3).shape
         (3, 2, 2)
     """
+    at_least_one(
+        num_shards=num_shards, shard_size=shard_size, num_minibatches=num_minibatches, num_epochs=num_epochs
+    )
     if shard_size % num_minibatches:
         raise ValueError(
             f"num_minibatches={num_minibatches} must divide the {shard_size} samples of each of the "

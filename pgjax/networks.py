@@ -215,7 +215,7 @@ class CategoricalActor(nn.Module):
     """A softmax policy on top of a torso.
 
     Observations may be a mapping `{"obs": …, "action_mask": bool [..., A]}`: the mask then excludes
-    actions and the torso sees `"obs"`. All networks here read such observations.
+    actions and the torso sees `"obs"`. All networks for a finite number of actions read such observations.
 
     Attributes:
         num_actions: A.
@@ -631,7 +631,7 @@ class LinearSoftmax(nn.Module):
         π(a | s) ∝ exp(θᵀ φ(s, a) / temperature)
 
     Attributes:
-        features: `obs -> φ(s, ·) [..., A, K]`.
+        features: `obs -> φ(s, ·) [..., A, K]`; of an observation with an action mask it sees `"obs"`.
         temperature: above 0.
         param_dtype: see `parameter_dtype`.
 
@@ -652,7 +652,8 @@ class LinearSoftmax(nn.Module):
     @nn.compact
     def __call__(self, obs: ArrayTree) -> Categorical:
         """The policy's distribution at `obs`."""
-        features = self.features(obs)
+        seen, mask = split_mask(obs)
+        features = self.features(seen)
         shape = (features.shape[-1],)
         theta = self.param("theta", nn.initializers.zeros_init(), shape, parameter_dtype(self.param_dtype))
-        return Categorical.boltzmann(features @ theta, self.temperature)
+        return Categorical.boltzmann(features @ theta, self.temperature, mask)

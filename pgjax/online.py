@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from pgjax._ahead import scan_ahead
+from pgjax._checks import at_least_one
 from pgjax.exploration import check_finite_actions, epsilon_greedy, linear_epsilon
-from pgjax.networks import split_mask
+from pgjax.networks import allowed, split_mask
 from pgjax.rollouts import EnvCarry, reduce_updates, reset_envs, rollout
 from pgjax.types import (
     Algorithm,
@@ -90,11 +91,10 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates < 1`, or if the actions are continuous.
+        ValueError: if a number of something is below 1, or if the actions are continuous.
     """
     check_finite_actions(env.action_space(env_params))
-    if num_updates < 1:
-        raise ValueError(f"num_updates must be at least 1, got {num_updates}.")
+    at_least_one(num_envs=num_envs, num_updates=num_updates)
 
     def explore(key: PRNGKey, params: Any, obs: ArrayTree, env_steps: Array) -> Array:
         epsilon = linear_epsilon(env_steps, start=epsilon_start, end=epsilon_end, num_steps=exploration_steps)
@@ -131,7 +131,7 @@ def make(
         def loss(params: Any) -> tuple[Array, Metrics]:
             value, next_value = (q_network.apply(params, o) for o in (transition.obs, transition.next_obs))
             mean = error(value, next_value, transition, next_action).mean()
-            return mean, {"value_loss": mean, "action_value": value.max(-1).mean()}
+            return mean, {"value_loss": mean, "action_value": allowed(value, transition.obs).max(-1).mean()}
 
         gradient, metrics = jax.grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(gradient, opt_state, params)

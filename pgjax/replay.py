@@ -13,6 +13,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pgjax._axes import beside
+from pgjax._checks import at_least_one
 from pgjax._jit import compiled
 from pgjax.estimators.returns import n_step_return
 from pgjax.types import Array, ArrayTree, Numeric, PRNGKey, Transition
@@ -51,8 +53,7 @@ def init_replay(example: ArrayTree, capacity: int) -> ReplayState:
         >>> init_replay({"obs": jnp.zeros(4, jnp.uint8)}, 1000).storage["obs"].shape
         (1000, 4)
     """
-    if capacity < 1:
-        raise ValueError(f"capacity must be at least 1, got {capacity}.")
+    at_least_one(capacity=capacity)
     storage = jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), jnp.asarray(x).dtype), example)
     return ReplayState(storage, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
@@ -166,14 +167,13 @@ def n_step_transitions(traj: Transition, *, gamma: Numeric, n: int) -> tuple[Tra
     reward, flags = traj.reward, (traj.terminated, traj.truncated)
     chex.assert_equal_shape([reward, *flags])
     chex.assert_tree_shape_prefix(traj, reward.shape)
-    nothing = jnp.zeros(reward.shape)
+    nothing = jnp.zeros_like(reward)
     length = n_step_return(jnp.ones(reward.shape), nothing, *flags, gamma=1.0, n=n).astype(jnp.int32)
     first = jnp.arange(reward.shape[0], dtype=jnp.int32).reshape(-1, *[1] * (reward.ndim - 1))
     last = first + length - 1
 
     def at_the_end(x: Array) -> Array:
-        row = last.reshape(last.shape + (1,) * (x.ndim - last.ndim))
-        return jnp.take_along_axis(x, row, 0, mode="promise_in_bounds")
+        return jnp.take_along_axis(x, beside(last, x), 0, mode="promise_in_bounds")
 
     terminated, truncated, next_obs = jax.tree.map(at_the_end, (*flags, traj.next_obs))
     transition = traj._replace(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pgjax._ahead import scan_ahead
+from pgjax._checks import at_least_one
 from pgjax._mapped import largest
 from pgjax.estimators.returns import episode_time, return_so_far
 from pgjax.types import Array, ArrayTree, Environment, Metrics, Policy, PRNGKey, Transition
@@ -97,8 +98,7 @@ def reset_envs(key: PRNGKey, env: Environment, env_params: Any, num_envs: int) -
     Raises:
         ValueError: if `num_envs < 1`.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+    at_least_one(num_envs=num_envs)
     obs, env_state = jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, num_envs), env_params)
     obs, env_state = _like((obs, env_state), (obs, env_state))
     return EnvCarry(env_state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
@@ -124,8 +124,7 @@ def rollout(
     Raises:
         ValueError: if `num_steps < 1`.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    at_least_one(num_steps=num_steps)
     (env_state, obs), traj = _interact(key, (carry.env_state, carry.obs), policy, env, env_params, num_steps)
     done = traj.terminated | traj.truncated
     returns = return_so_far(traj.reward, traj.terminated, traj.truncated, start=carry.episode_return)
@@ -174,10 +173,7 @@ def rollout_episodes(
     Raises:
         ValueError: if `num_episodes < 1` or `max_steps < 1`, or if `chunk_steps` does not divide `max_steps`.
     """
-    if num_episodes < 1 or max_steps < 1:
-        raise ValueError(
-            f"num_episodes and max_steps must be at least 1, got {num_episodes} and {max_steps}."
-        )
+    at_least_one(num_episodes=num_episodes, max_steps=max_steps)
     if chunk_steps is not None and (chunk_steps < 1 or max_steps % chunk_steps):
         raise ValueError(f"chunk_steps={chunk_steps} must divide max_steps={max_steps}.")
     reset_key, act_key = jax.random.split(key)
@@ -240,10 +236,7 @@ def evaluate(
     Raises:
         ValueError: if `num_episodes < 1` or `max_steps < 1`.
     """
-    if num_episodes < 1 or max_steps < 1:
-        raise ValueError(
-            f"num_episodes and max_steps must be at least 1, got {num_episodes} and {max_steps}."
-        )
+    at_least_one(num_episodes=num_episodes, max_steps=max_steps)
     reset_key, act_key = jax.random.split(key)
     start = reset_envs(reset_key, env, env_params, num_episodes)
 

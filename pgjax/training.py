@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pgjax._checks import at_least_one
 from pgjax._draws import draw_together
 from pgjax.types import Algorithm, Array, Metrics, Numeric, PRNGKey
 
@@ -212,8 +213,7 @@ def train(
         >>> metrics["env_steps"]
         Array([20, 20, 20], dtype=int32)
     """
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}.")
+    at_least_one(num_iterations=num_iterations)
     if state is None and start:
         raise ValueError(f"start={start} needs the state that {start} iterations led to.")
     if together is not None and not _is_batch(key):

@@ -127,6 +127,10 @@ def test_standardize_of_nothing_or_of_what_does_not_vary_is_zero_with_a_finite_g
     assert np.isfinite(jax.grad(lambda x: pgjax.standardize(x, valid)[0])(x)).all()
 
 
+def test_standardize_passes_nan_on_where_valid():
+    assert jnp.isnan(pgjax.standardize(jnp.array([1.0, 3.0, jnp.nan]))).all()
+
+
 def test_standardize_ignores_nan_where_not_valid():
     y = pgjax.standardize(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False]))
     np.testing.assert_allclose(y, [-1.0, 1.0, 0.0], rtol=1e-6)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import probe_envs
 import pytest
-from zoo import CARTPOLE, MASKED, PENDULUM, ZOO, adam, categorical, critic, separate
+from zoo import CARTPOLE, GAUSSIAN, MASKED, PENDULUM, ZOO, adam, categorical, critic, separate
 
 import pgjax
 from pgjax import networks
@@ -376,6 +376,19 @@ class TestIdentities:
         with jax.disable_jit():
             algorithm.step(KEY, algorithm.init(KEY))
 
+    def test_what_a_weight_makes_of_the_padding_goes_nowhere(self):
+        """The mean over the valid steps is 0 / 0 after an episode's end; without a critic values are 0."""
+
+        def weight(traj, valid, value):
+            total = jnp.where(valid, traj.reward, 0.0).sum(0)
+            longer = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), traj.obs)
+            assert value(longer).shape == (valid.shape[0] + 1, valid.shape[1])
+            return jnp.where(valid, total, jnp.nan)
+
+        algorithm = ZOO["reinforce"](weight=weight, max_steps=12)
+        state, metrics = jax.jit(algorithm.step)(KEY, jax.jit(algorithm.init)(KEY))
+        chex.assert_tree_all_finite((state.learned, metrics))
+
     def test_reinforce_computes_nothing_after_the_last_episode(self):
         """The critic tells how many observations it was given: whole pieces, and not all ten of them."""
         seen = []
@@ -441,6 +454,23 @@ class TestPPO:
         assert abs(metrics["approx_kl"]) < 1e-6
         assert metrics["clip_fraction"] == 0.0
 
+    def test_the_penalty_takes_a_deviation_that_all_states_share(self):
+        """`[D]` beside means `[..., D]`, as `DiagGaussian` allows, learns what `[..., D]` does."""
+
+        class Narrow:
+            def init(self, key, obs):
+                return separate(GAUSSIAN).init(key, obs)
+
+            def apply(self, params, obs):
+                policy, value = separate(GAUSSIAN).apply(params, obs)
+                return policy._replace(log_std=policy.log_std[(0,) * (policy.log_std.ndim - 1)]), value
+
+        states = []
+        for network in (Narrow(), separate(GAUSSIAN)):
+            algorithm = ZOO["ppo-kl"](env=PENDULUM, network=network)
+            states.append(jax.jit(algorithm.step)(KEY, jax.jit(algorithm.init)(KEY))[0].learned)
+        chex.assert_trees_all_close(*states, rtol=1e-5, atol=1e-6)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -448,6 +478,8 @@ class TestPPO:
             ({"num_shards": 3}, "num_shards=3 must divide num_envs=4"),
             ({"num_minibatches": 0}, "num_minibatches=0"),
             ({"kl_target": 0.01}, "give kl_coef"),
+            ({"num_epochs": 0}, "num_epochs must be at least 1"),
+            ({"num_steps": -8}, "num_steps must be at least 1"),
         ],
     )
     def test_impossible_options_are_refused(self, options, message):
@@ -584,9 +616,10 @@ class TestProbes:
             adam(0.01),
         )
         algorithm = actor_critic.make(env, None, *networks_and_optimizers, all_action=True)
-        state, _ = final(algorithm, 100)
+        state, metrics = final(algorithm, 100)
         obs = jnp.array([[1.0, 0.0], [-1.0, 0.0]])
         np.testing.assert_array_equal(algorithm.act(KEY, state, obs), [1, 0])
+        assert abs(metrics["policy_loss"][-1]) > 0.1  # −Σ π Q, and not the advantage's, which is 0
 
 
 BOX = {
@@ -748,6 +781,8 @@ class TestNatural:
             ({"num_shards": 3}, "num_shards=3 must divide num_envs=4"),
             ({"critic_minibatches": 5}, "critic_minibatches=5 must divide"),
             ({"fisher_stride": 0}, "fisher_stride must be at least 1"),
+            ({"critic_epochs": 0}, "critic_epochs must be at least 1"),
+            ({"num_steps": -8}, "num_steps must be at least 1"),
             ({"num_chunks": 3}, "num_chunks=3 must divide the 8 time steps"),
         ],
     )

@@ -12,7 +12,8 @@ import pgjax
 ROOT = pathlib.Path(pgjax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [  # from the ground up; a room imports from lower floors only, and from itself
-    {"_jit", "_jaxpr", "_advice", "_imports", "types"},
+    {"_jit", "_jaxpr", "_advice", "_checks", "_imports", "types"},
+    {"_axes"},
     {"_draws"},
     {"_ahead"},
     {"_lapack", "_mapped", "_matmul", "_random", "descent"},

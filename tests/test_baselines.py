@@ -249,6 +249,15 @@ def test_the_linear_baseline_is_the_least_squares_fit(masked, batch, rng, x64):
     np.testing.assert_allclose(baseline[valid], features[valid] @ solution, rtol=1e-9)
 
 
+def test_the_linear_fit_of_a_large_batch_in_float32_leaves_no_feature_out():
+    """Targets in the span of the features of time; 500,000 steps."""
+    time = jnp.arange(500.0)[:, None] / 100.0
+    wanted = jnp.broadcast_to(0.3 - 0.2 * time + 0.1 * time**2 - 0.013 * time**3, (500, 1000))
+    features = pgjax.time_features(jnp.zeros((500, 1000, 1)))
+    baseline = pgjax.linear_baseline(features, wanted)
+    assert jnp.sqrt(jnp.mean((baseline - wanted) ** 2)) < 1e-3 * jnp.std(wanted)
+
+
 @pytest.mark.parametrize("extra", ["a copy", "a sum", "zeros", "more features than steps", "nearly a copy"])
 def test_collinear_features_change_nothing_in_float32(extra, rng):
     weight = rng.normal(size=(4, 3)).astype(np.float32)

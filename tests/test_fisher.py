@@ -349,6 +349,16 @@ class TestNaturalGradient:
                 assert np.isfinite(found).all()
                 assert np.isfinite(ravel(info)).all()
 
+    @pytest.mark.parametrize("size", [1e20, 1e-30])
+    def test_a_gradient_whose_square_has_no_number_gives_no_direction_and_no_nan(self, size):
+        actor, params, obs = setting("categorical")
+        params, obs = (jax.tree.map(lambda x: x.astype(jnp.float32), x) for x in (params, obs))
+        gradient = jax.tree.map(lambda p: jnp.full_like(p, size), params)
+        found, info = pgjax.natural_gradient(actor.apply, params, obs, gradient)
+        np.testing.assert_array_equal(ravel(found), 0.0)
+        assert np.isfinite(ravel(info)).all()
+        assert info.relative_residual == (size > 1)
+
     def test_bad_numbers_are_an_error(self):
         actor, params, obs = setting("categorical")
         with pytest.raises(ValueError, match="num_chunks=4 must divide the first axis of obs, 6"):

@@ -100,7 +100,9 @@ def test_the_summed_score_function_loss_over_n_has_minus_the_policy_gradient(rng
     close(jax.grad(loss)(params), jax.tree.map(jnp.negative, ascent))
 
 
-@pytest.mark.parametrize(("where", "garbage"), [("weight", 1e30), ("weight", np.nan), ("action", 1e6)])
+@pytest.mark.parametrize(
+    ("where", "garbage"), [("weight", 1e30), ("weight", np.nan), ("action", 1e6), ("obs", np.nan)]
+)
 @pytest.mark.parametrize("function", [pgjax.policy_gradient, pgjax.trajectory_gradients])
 def test_padding_contributes_nothing(function, where, garbage, rng):
     params, traj, weight, valid = random_problem(rng)
@@ -108,7 +110,8 @@ def test_padding_contributes_nothing(function, where, garbage, rng):
     if where == "weight":
         weight = np.where(valid, weight, garbage)
     else:
-        traj = traj._replace(action=np.where(valid[..., None], traj.action, garbage))
+        spoiled = np.where(valid[..., None], getattr(traj, where), garbage)
+        traj = traj._replace(**{where: spoiled})
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(clean))
     close(function(gaussian, params, traj, weight, valid), clean, rtol=1e-6)
 

@@ -303,6 +303,11 @@ class TestSteps:
         found = kfac.trust_scale(x, x, learning_rate=1.0, max_kl=1e-6)
         np.testing.assert_allclose(found, scale, rtol=1e-5)
 
+    @pytest.mark.parametrize("max_kl", [jnp.nan, -1.0])
+    def test_a_trust_region_that_is_none_is_not_left_out(self, max_kl):
+        x = jnp.array([1e3])
+        assert jnp.isnan(kfac.trust_scale(x, x, learning_rate=1.0, max_kl=max_kl))
+
     def test_gradients_are_clipped_before_all_else(self, rng):
         critic, obs = networks.Critic(small()), jnp.asarray(rng.normal(size=(5, 2)))
         params = parameters(critic, obs)
@@ -390,6 +395,17 @@ class Normed(nn.Module):
     @nn.compact
     def __call__(self, obs):
         return nn.BatchNorm(use_running_average=True)(nn.Dense(1)(obs))[..., 0]
+
+
+def test_the_curvature_of_a_saturated_squashed_policy_is_that_of_its_gaussian():
+    """Of the score of the mean, σ⁻² within 5 %; the actions themselves have lost their tails."""
+    actor = networks.TanhGaussianActor((-1.0,), (1.0,), small())
+    obs = jax.random.normal(KEY, (20_000, 3))
+    params = actor.init(KEY, obs)
+    params["params"]["Dense_0"]["bias"] = jnp.array([10.0])  # the head of the mean
+    found = kfac.factors(actor.apply, params, obs, KEY)["Dense_0"].derivative
+    expected = kfac.factors(actor.apply, params, obs[:50], KEY, exact=True)["Dense_0"].derivative
+    np.testing.assert_allclose(found, expected, rtol=0.05)
 
 
 class TestRefusals:

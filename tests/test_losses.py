@@ -54,6 +54,20 @@ def test_clipped_surrogate_loss_and_its_gradient(sample, x64):
     close(gradient, np.where(moves, -ratio * advantage, 0.0))
 
 
+@pytest.mark.parametrize("log_ratio", [100.0, 1e4])
+def test_a_ratio_that_overflows_beyond_the_clip_has_no_slope(log_ratio):
+    value, slope = jax.value_and_grad(
+        lambda x: pgjax.clipped_surrogate_loss(x, jnp.zeros(()), jnp.ones(()), clip_eps=0.2)
+    )(log_ratio)
+    np.testing.assert_allclose(value, -1.2, rtol=1e-6)
+    assert slope == 0.0
+
+
+@pytest.mark.parametrize("advantage", [-1.0, 1.0])
+def test_a_clip_range_that_is_no_number_is_seen(advantage):
+    assert jnp.isnan(pgjax.clipped_surrogate_loss(3.0, 0.0, jnp.asarray(advantage), clip_eps=jnp.nan))
+
+
 def test_without_a_clip_the_clipped_surrogate_is_the_surrogate(sample, x64):
     for function in (lambda f: f, jax.jacobian):
         plain = function(pgjax.surrogate_loss)(*sample)
@@ -91,6 +105,20 @@ def test_squared_error_loss_and_its_gradient(rng, x64):
     value, target = rng.normal(size=(2, SIZE))
     close(pgjax.squared_error_loss(value, target), (value - target) ** 2 / 2)
     close(elementwise_gradient(lambda v: pgjax.squared_error_loss(v, target), value), value - target)
+
+
+def test_the_target_is_a_constant_whatever_the_loss_of_the_error():
+    """The same Q on both sides, and losses that do not stop gradients themselves."""
+    q = jnp.array([1.0, 2.0])
+
+    def slope(error_loss):
+        def loss(q):
+            return pgjax.sarsa_loss(q, 0, 0.5, q, 1, False, gamma=0.5, error_loss=error_loss)
+
+        return jax.grad(loss)(q)
+
+    close(slope(optax.losses.l2_loss), slope(pgjax.squared_error_loss))
+    close(slope(optax.losses.huber_loss), slope(pgjax.huber_loss))
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,13 @@ def test_explained_variance_of_simple_critics(value, target, expected):
     )
 
 
+@pytest.mark.parametrize("where", ["value", "target"])
+def test_explained_variance_passes_nan_on(where):
+    arrays = {"value": jnp.ones(2), "target": jnp.array([1.0, 2.0])}
+    arrays[where] = jnp.array([jnp.nan, 2.0])
+    assert jnp.isnan(pgjax.explained_variance(**arrays))
+
+
 def test_the_approximate_kl_has_the_exact_kl_as_its_expectation(x64, rng):
     old, new = jax.nn.log_softmax(jnp.asarray(rng.normal(size=(2, 6))))
     estimate = pgjax.approximate_kl(new, old)

@@ -142,6 +142,22 @@ def test_shards_that_do_not_split_into_the_minibatches_are_an_error():
         pgjax.shuffled_minibatches(jax.random.key(0), 2, 12, 5)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((0, 12, 3), "num_shards"),
+        ((2, 0, 3), "shard_size"),
+        ((2, 12, -3), "num_min"),
+        ((2, 12, 3, 0), "num_e"),
+    ],
+)
+def test_numbers_below_1_are_an_error(sizes, message):
+    with pytest.raises(ValueError, match=f"{message}.* must be at least 1"):
+        pgjax.shuffled_minibatches(jax.random.key(0), *sizes)
+    with pytest.raises(ValueError, match="num_shards=0"):
+        pgjax.to_shards(jnp.zeros((2, 4)), 0)
+
+
 def test_leaves_of_different_length_are_an_error():
     with pytest.raises(AssertionError):
         pgjax.to_shards({"a": jnp.zeros((2, 4)), "b": jnp.zeros((3, 4))}, 2)

@@ -178,6 +178,13 @@ def test_linear_softmax_is_the_boltzmann_policy_in_its_features(temperature, rng
     np.testing.assert_allclose(probs, expected / expected.sum(-1, keepdims=True), rtol=1e-5)
 
 
+def test_linear_softmax_reads_a_mask():
+    actor = networks.LinearSoftmax(lambda obs: jnp.stack([obs, 2.0 * obs, -obs], -1)[..., None])
+    obs = {"obs": jnp.ones(2), "action_mask": jnp.array([[True, False, True], [True, True, True]])}
+    probs = actor.apply(actor.init(KEY, obs), obs).probs
+    np.testing.assert_allclose(probs, [[0.5, 0.0, 0.5], [1 / 3] * 3], rtol=1e-6)
+
+
 def test_the_boltzmann_example_of_two_actions():
     actor = networks.LinearSoftmax(lambda obs: jnp.array([[3.0], [1.0]]))
     probs = actor.apply({"params": {"theta": jnp.ones(1)}}, jnp.zeros(1)).probs

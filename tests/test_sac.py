@@ -104,6 +104,24 @@ def test_correlated_noise_leaves_every_single_action_to_the_policy():
     np.testing.assert_allclose(acted.std(), drawn.std(), rtol=0.05)
 
 
+def test_what_acts_is_the_policy_that_is_learned_however_wide_its_actor_makes_it():
+    """A log σ of 100 is one of 20 in samples and densities; times a noise of 0 it is no NaN."""
+
+    class Wide:
+        def init(self, key, obs):
+            return ACTOR.init(key, obs)
+
+        def apply(self, params, obs):
+            policy = ACTOR.apply(params, obs)
+            return policy._replace(log_std=jnp.full_like(policy.log_std, 100.0))
+
+    optimizers = [optax.sgd(0.0)] * 3
+    _, after, _ = step_of(
+        sac.make(*PENDULUM, Wide(), pair_value(), *optimizers, **SMALL, noise_correlation=1.0)
+    )
+    assert jnp.isfinite(after.env_carry.obs).all()
+
+
 def test_no_critic_is_refused():
     with pytest.raises(ValueError, match="num_critics must be at least 1"):
         make(num_critics=0)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._checks import at_least_one
 from pgjax.metrics import approximate_kl
 from pgjax.minibatch import to_batch
 from pgjax.rollouts import EnvCarry, reset_envs, rollout
@@ -70,11 +71,12 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_envs` or `num_steps` is below 1, when it is initialised.
+        ValueError: if a number of something is below 1.
 
     References:
         Mnih et al. 2016, Asynchronous methods for deep RL, algorithm S3, taken synchronously.
     """
+    at_least_one(num_envs=num_envs, num_steps=num_steps)
 
     def init(key: PRNGKey) -> State:
         env_key, params_key = jax.random.split(key)

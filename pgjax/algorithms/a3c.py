@@ -8,6 +8,7 @@ import optax
 from jax.core import Tracer
 
 from pgjax._ahead import scan_ahead
+from pgjax._checks import at_least_one
 from pgjax.estimators.off_policy import importance_ratio
 from pgjax.rollouts import EnvCarry, reduce_updates, reset_envs, rollout
 from pgjax.types import Algorithm, Array, ArrayTree, Environment, Metrics, Network, Numeric, PRNGKey
@@ -98,14 +99,7 @@ def make(
         Mnih et al. 2016, Asynchronous methods for deep RL, algorithm S3; Espeholt et al. 2018, IMPALA
         (`corrected`).
     """
-    for name, value in (
-        ("num_workers", num_workers),
-        ("num_envs", num_envs),
-        ("num_steps", num_steps),
-        ("num_updates", num_updates),
-    ):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    at_least_one(num_workers=num_workers, num_envs=num_envs, num_steps=num_steps, num_updates=num_updates)
     num_active = num_workers
     if delay is not None:
         if not isinstance(delay, Tracer) and (not 0 <= delay < num_workers or delay != int(delay)):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._checks import at_least_one
 from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import score_function_loss
 from pgjax.losses.value import squared_error_loss
@@ -104,8 +105,7 @@ def make(
         Wu et al. 2017, Scalable trust-region method for deep reinforcement learning using Kronecker-factored
         approximation, section 3.
     """
-    if num_updates < 1:
-        raise ValueError(f"num_updates must be at least 1, got {num_updates}.")
+    at_least_one(num_envs=num_envs, num_steps=num_steps, num_updates=num_updates)
     if not (isinstance(actor_optimizer, KFACOptimizer) and isinstance(critic_optimizer, KFACOptimizer)):
         raise ValueError(
             "ACKTR's optimizers carry the curvature: make them with pgjax.natural.kfac.kfac_optimizer."

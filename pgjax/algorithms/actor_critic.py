@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._checks import at_least_one
 from pgjax.estimators.advantages import td_error
 from pgjax.estimators.returns import time_discount
 from pgjax.losses.policy import all_action_loss, score_function_loss
@@ -88,14 +89,13 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates < 1`.
+        ValueError: if a number of something is below 1.
 
     References:
         Sutton & Barto 2018, section 13.5 (one-step actor-critic);
         Sutton et al. 2000, theorem 1 (with `all_action`).
     """
-    if num_updates < 1:
-        raise ValueError(f"num_updates must be at least 1, got {num_updates}.")
+    at_least_one(num_envs=num_envs, num_updates=num_updates)
 
     def init(key: PRNGKey) -> State:
         env_key, actor_key, critic_key = jax.random.split(key, 3)
@@ -118,12 +118,15 @@ def make(
             action_value = critic.apply(critic_params, traj.obs)
             state_value = (policy.probs * action_value).sum(-1, keepdims=True)
             policy_loss = (discount * all_action_loss(policy.probs, action_value - state_value)).mean()
+            reported = (discount * all_action_loss(policy.probs, action_value)).mean()  # the other is 0
         else:
             value, next_value = (critic.apply(critic_params, obs) for obs in (traj.obs, traj.next_obs))
             delta = td_error(traj.reward, value, next_value, traj.terminated, gamma=gamma)
-            policy_loss = score_function_loss(policy.log_prob(traj.action), discount * delta).mean()
+            policy_loss = reported = score_function_loss(
+                policy.log_prob(traj.action), discount * delta
+            ).mean()
         entropy = policy.entropy().mean()
-        return policy_loss - entropy_coef * entropy, {"policy_loss": policy_loss, "entropy": entropy}
+        return policy_loss - entropy_coef * entropy, {"policy_loss": reported, "entropy": entropy}
 
     def critic_loss(params: Any, actor_params: Any, traj: Transition) -> Array:
         value, next_value = critic.apply(params, traj.obs), critic.apply(params, traj.next_obs)

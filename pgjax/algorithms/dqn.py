@@ -116,7 +116,10 @@ def make(
             )
         else:
             error = q_learning_loss(*common, transition.terminated, gamma=discount, **error_loss)
-        return error.mean(), {"value_loss": error.mean(), "action_value": value.max(-1).mean()}
+        return error.mean(), {
+            "value_loss": error.mean(),
+            "action_value": allowed(value, transition.obs).max(-1).mean(),
+        }
 
     def gradient_step(learned: Learned, batch: Batch) -> tuple[Learned, Metrics]:
         params, target_params, opt_state, num_updates = learned

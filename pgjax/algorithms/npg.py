@@ -69,7 +69,8 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if the sizes do not divide, or unless one of `max_kl` and `step_size` is given.
+        ValueError: if a number of something is below 1, if the sizes do not divide, or unless one of `max_kl`
+            and `step_size` is given.
 
     References:
         Kakade 2002, A natural policy gradient, eq. 3; Peters & Schaal 2008, Natural actor-critic;

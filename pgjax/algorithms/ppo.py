@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._checks import at_least_one
 from pgjax.descent import mean_gradient
 from pgjax.estimators.advantages import gae, standardize
 from pgjax.losses.policy import clipped_surrogate_loss
@@ -154,12 +155,14 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if the sizes do not divide, or if `kl_target` is given without `kl_coef`.
+        ValueError: if a number of something is below 1, if the sizes do not divide, or if `kl_target` is
+            given without `kl_coef`.
 
     References:
         Schulman et al. 2017, Proximal policy optimization algorithms, algorithm 1, eq. 7 and 8;
         Huang et al. 2022, The 37 implementation details of PPO.
     """
+    at_least_one(num_envs=num_envs, num_steps=num_steps, num_epochs=num_epochs)
     shards = math.gcd(num_envs, 8) if num_shards is None else num_shards
     if shards < 1 or num_envs % shards:
         raise ValueError(f"num_shards={shards} must divide num_envs={num_envs}.")
@@ -221,7 +224,13 @@ def make(
 
     def evaluate_rollout(learned: Learned, traj: Transition) -> tuple[Batch, Array]:
         obs = see(learned, traj.obs)
-        policy = None if learned.kl_coef is None else network.apply(learned.params, obs)[0]
+        policy = None
+        if learned.kl_coef is not None:
+            batch = traj.reward.shape
+            policy = jax.tree.map(  # a parameter that all states share is one of each
+                lambda x: x if jnp.shape(x)[:2] == batch else jnp.broadcast_to(x, batch + jnp.shape(x)),
+                network.apply(learned.params, obs)[0],
+            )
 
         def critic(obs: ArrayTree) -> Array:
             return network.apply(learned.params, see(learned, obs))[1]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from pgjax._checks import at_least_one
 from pgjax._mapped import largest
 from pgjax.descent import default_num_chunks, sum_over_chunks
 from pgjax.estimators.baselines import subtract_baseline
@@ -115,8 +116,8 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if a critic comes without an optimizer or the reverse, if `num_critic_steps < 1`, or if
-            the chunks do not divide `max_steps`.
+        ValueError: if a critic comes without an optimizer or the reverse, if a number of something is below
+            1, or if the chunks do not divide `max_steps`.
 
     References:
         Williams 1992, Simple statistical gradient-following algorithms, section 5;
@@ -124,8 +125,7 @@ def make(
     """
     if (critic is None) != (critic_optimizer is None):
         raise ValueError("critic and critic_optimizer belong together: give both or neither.")
-    if num_critic_steps < 1:
-        raise ValueError(f"num_critic_steps must be at least 1, got {num_critic_steps}.")
+    at_least_one(num_episodes=num_episodes, max_steps=max_steps, num_critic_steps=num_critic_steps)
 
     if num_chunks is None:
         num_chunks = default_num_chunks(num_episodes, max_steps)
@@ -207,9 +207,11 @@ def make(
             return actor.apply(learned.actor_params, obs).sample_and_log_prob(key)
 
         def value(obs: ArrayTree) -> Array:
+            leaf, played = jax.tree.leaves(obs)[0], jax.tree.leaves(traj.obs)[0]
+            shape = leaf.shape[: leaf.ndim - (played.ndim - 2)]
             if critic is None:
-                return jnp.zeros(valid.shape)
-            if jax.tree.leaves(obs)[0].shape[:2] != valid.shape:  # a weight may ask for other observations
+                return jnp.zeros(shape)
+            if shape != valid.shape:  # a weight may ask for other observations
                 return critic.apply(learned.critic_params, obs)
             return values(learned.critic_params, critic, obs, count)
 
@@ -221,7 +223,10 @@ def make(
         count = largest(-(-valid.any(1).sum(dtype=jnp.int32) // chunk_steps))
         to_go = reward_to_go(traj.reward, traj.terminated, traj.truncated, gamma=gamma)
         expected = value(traj.obs)
-        psi = subtract_baseline(to_go, expected, valid) if weight is None else weight(traj, valid, value)
+        if weight is None:
+            psi = subtract_baseline(to_go, expected, valid)
+        else:  # of the padding a weight may make anything
+            psi = jnp.where(valid, weight(traj, valid, value), 0.0)
         if discount_time:
             psi = psi * time_discount(traj.terminated, traj.truncated, gamma=gamma)
         batch = in_time(Batch(traj, psi, to_go, valid))

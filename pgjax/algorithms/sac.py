@@ -8,6 +8,7 @@ import optax
 
 from pgjax import experience
 from pgjax._ahead import scan_ahead
+from pgjax._checks import at_least_one
 from pgjax.experience import Batch, State, follow
 from pgjax.exploration import check_box_actions, correlated_noise
 from pgjax.losses.policy import expected_soft_policy_loss, soft_policy_loss, temperature_loss
@@ -92,8 +93,9 @@ def make(
             be, ½ log A. (The 0.98 log A of the discrete paper is nearly the uniform policy: it acts well
             only by its mode, and collects what random actions collect.) Set it lower where masks leave fewer.
         noise_correlation: ρ of the noise that the policy draws actions with, with that of the step before.
-            An episode begins at the policy's mode; after some 1 / (1 − ρ) steps every single action is drawn
-            from the policy, but the way they take together is straighter. Not for a finite number of actions.
+            The first noise of an episode has √(1 − ρ²) of the policy's deviation; after some 1 / (1 − ρ)
+            steps every single action is drawn from the policy, but the way they take together is straighter.
+            Not for a finite number of actions.
 
     Returns:
         The algorithm.
@@ -106,8 +108,7 @@ def make(
         Haarnoja et al. 2018, Soft actor-critic algorithms and applications, algorithm 1;
         Christodoulou 2019, Soft actor-critic for discrete action settings.
     """
-    if num_critics < 1:
-        raise ValueError(f"num_critics must be at least 1, got {num_critics}.")
+    at_least_one(num_critics=num_critics)
     space = env.action_space(env_params)
     discrete = hasattr(space, "n")
     if not discrete:
@@ -139,7 +140,7 @@ def make(
         if discrete:
             return policy.sample(key), noise
         noise = correlated_noise(key, noise, correlation=noise_correlation)
-        return policy._replace(mean=policy.mean + jnp.exp(policy.log_std) * noise).mode(), noise
+        return policy._replace(mean=policy.mean + jnp.exp(policy.base.clipped_log_std) * noise).mode(), noise
 
     def critic_loss(params: Any, key: PRNGKey, learned: Learned, batch: Batch) -> tuple[Array, Metrics]:
         (obs, action, _, reward, terminated, _, next_obs), discount = batch

@@ -8,6 +8,7 @@ import optax
 
 from pgjax import experience
 from pgjax._ahead import scan_ahead
+from pgjax._checks import at_least_one
 from pgjax.deterministic import Learned, Learner, explorer
 from pgjax.experience import Batch, State
 from pgjax.exploration import add_noise, check_box_actions, gaussian_noise
@@ -83,8 +84,7 @@ def make(
             f"policy_delay={policy_delay} must divide num_gradient_steps={num_gradient_steps}: the actor "
             "moves after every policy_delay-th step of the critics."
         )
-    if num_critics < 1:
-        raise ValueError(f"num_critics must be at least 1, got {num_critics}.")
+    at_least_one(num_critics=num_critics)
     learner = Learner(actor, Ensemble(critic, num_critics), actor_optimizer, critic_optimizer)
     space = env.action_space(env_params)
     check_box_actions(space)

@@ -69,7 +69,7 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if the sizes do not divide.
+        ValueError: if a number of something is below 1, or if the sizes do not divide.
 
     References:
         Schulman et al. 2015, Trust region policy optimization, section 6 and appendix C;

@@ -102,7 +102,8 @@ def standardize(x: Array, valid: Array | None = None) -> Array:
         valid: bool, broadcast against `x`; None if all entries count.
 
     Returns:
-        `[...]`; 0 where not valid, and everywhere if `x` does not vary.
+        `[...]`; 0 where not valid, and everywhere if `x` does not vary by more than rounding: if its
+        deviation is at most 32 rounding errors of its root mean square. NaN everywhere if a valid entry is.
 
     References:
         Huang et al. 2022, The 37 implementation details of PPO, detail 7.
@@ -122,5 +123,5 @@ def standardize(x: Array, valid: Array | None = None) -> Array:
     centred = jnp.where(valid, x - x.sum() / count, 0.0)
     variance = jnp.square(centred).sum() / count
     rounding = jnp.square(32.0 * jnp.finfo(x.dtype).eps) * jnp.square(x).sum() / count
-    varies = variance > rounding  # equal values differ by rounding alone, and the root has no slope at 0
-    return jnp.where(varies, centred / (jnp.sqrt(jnp.where(varies, variance, 1.0)) + 1e-8), 0.0)
+    constant = variance <= rounding  # equal values differ by rounding alone; the root has no slope at 0
+    return jnp.where(constant, 0.0, centred / (jnp.sqrt(jnp.where(constant, 1.0, variance)) + 1e-8))

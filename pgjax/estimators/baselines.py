@@ -11,6 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from pgjax._axes import beside
 from pgjax._jit import compiled
 from pgjax.estimators.recurrence import time_major
 from pgjax.types import Array, ArrayTree
@@ -149,9 +150,9 @@ def optimal_baseline(
         raise ValueError(f"per must be 'trajectory', 'time' or 'parameter', got {per!r}.")
     weight, mask = _masked(reward_to_go, valid)
     chex.assert_tree_shape_prefix(scores, weight.shape)
-    scores = jax.tree.map(lambda s: jnp.where(_trailing(mask, s) > 0, s, 0.0), scores)
+    scores = jax.tree.map(lambda s: jnp.where(beside(mask, s) > 0, s, 0.0), scores)
     summed = jax.tree.map(lambda s: s.sum(0, keepdims=True), scores)
-    gradient = jax.tree.map(lambda s: (s * _trailing(weight, s)).sum(0, keepdims=True), scores)
+    gradient = jax.tree.map(lambda s: (s * beside(weight, s)).sum(0, keepdims=True), scores)
     if per == "parameter":
         return jax.tree.map(lambda s, g: _ratio((s * g).mean((0, 1)), (s * s).mean((0, 1))), summed, gradient)
     steps = summed if per == "trajectory" else scores
@@ -193,7 +194,9 @@ def linear_baseline(features: Array, reward_to_go: Array, valid: Array | None = 
     features = jnp.where(mask[..., None] > 0, features, 0.0)
     scale = jnp.sqrt((features**2).mean((0, 1)))
     features = features / jnp.where(scale > 0, scale, 1.0)[None, None]
-    solution = jnp.linalg.lstsq(features.reshape(-1, num_features), weight.reshape(-1))[0]
+    # by default what counts as collinear grows with the number of steps, and takes real directions with it
+    rcond = 8.0 * num_features * float(jnp.finfo(features.dtype).eps)
+    solution = jnp.linalg.lstsq(features.reshape(-1, num_features), weight.reshape(-1), rcond)[0]
     return features @ solution
 
 
@@ -258,10 +261,6 @@ def _masked(weight: Array, valid: Array | None) -> tuple[Array, Array]:
         return weight, jnp.ones_like(weight)
     chex.assert_equal_shape([weight, valid])
     return jnp.where(valid, weight, 0.0), valid.astype(weight.dtype)
-
-
-def _trailing(array: Array, like: Array) -> Array:
-    return array.reshape(array.shape + (1,) * (like.ndim - array.ndim))
 
 
 def _inner(x: ArrayTree, y: ArrayTree) -> Array:

@@ -94,10 +94,13 @@ def fused_recurrence(coefficients: Coefficients, rows: tuple[Array, ...], init: 
     rows = time_major(*rows)
     if rows[0].shape[0] > _LONGEST_SCAN:
         return reverse_recurrence(*coefficients(*rows), init)
-    x, decay = jax.eval_shape(coefficients, *(row[0] for row in rows))
-    dtype = jnp.result_type(x.dtype, decay.dtype, init, float)
-    shape = jnp.broadcast_shapes(x.shape, decay.shape)
-    return _loop(coefficients, rows, jnp.broadcast_to(jnp.asarray(init, dtype), shape))
+
+    def last(*step: Array) -> Array:
+        x, decay = coefficients(*step)
+        return x + decay * init + 0.0  # a float, and of the type of the rows: Python's numbers have none
+
+    like = jax.eval_shape(last, *(row[0] for row in rows))
+    return _loop(coefficients, rows, jnp.broadcast_to(jnp.asarray(init, like.dtype), like.shape))
 
 
 def _loop(coefficients: Coefficients, rows: tuple[Array, ...], init: Array) -> Array:

@@ -127,7 +127,7 @@ def n_step_return(
     # One backup is the map y -> shift + scale y of what comes after; a window of m backups is one as well.
     backup = (
         jnp.where(truncated, one_step, reward),
-        jnp.where(terminated | truncated, 0.0, gamma),
+        jnp.where(terminated | truncated, 0.0, gamma).astype(one_step.dtype),
     )
     window = (jnp.zeros_like(reward), jnp.ones_like(reward))
     length, power, remaining = 0, 1, min(n, reward.shape[0]) - 1

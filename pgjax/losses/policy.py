@@ -1,6 +1,7 @@
 """Losses whose gradient moves a policy. Weights, advantages and old log-probabilities are constants."""
 
 import chex
+import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
@@ -85,12 +86,31 @@ def clipped_surrogate_loss(
         >>> clipped_surrogate_loss(jnp.log(jnp.array([1.5])), jnp.zeros(1), jnp.ones(1), clip_eps=0.2)
         Array([-1.2], dtype=float32)
     """
-    ratio = jnp.exp(log_prob - stop_gradient(old_log_prob))
+    log_ratio = log_prob - stop_gradient(old_log_prob)
     advantage = stop_gradient(advantage)
     # the minimum, sign by sign: one comparison, where the gradients of `minimum` and `clip` take several
     bound = jnp.where(advantage < 0, 1.0 - clip_eps, 1.0 + clip_eps)
-    beyond = jnp.where(advantage < 0, ratio < bound, ratio > bound)
-    return -advantage * jnp.where(beyond, bound, ratio)
+    return -advantage * _held_ratio(log_ratio, bound, advantage < 0)
+
+
+@jax.custom_jvp
+def _held_ratio(log_ratio: Array, bound: Array, from_below: Array) -> Array:
+    """The ratio, held at a bound where it is beyond it."""
+    return jnp.where(*_beyond(log_ratio, bound, from_below))
+
+
+def _beyond(log_ratio: Array, bound: Array, from_below: Array) -> tuple[Array, Array, Array]:
+    ratio = jnp.exp(log_ratio)
+    beyond = jnp.where(from_below, ratio < bound, ratio > bound) | jnp.isnan(bound)
+    return beyond, bound, ratio
+
+
+@_held_ratio.defjvp
+def _held_ratio_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Beyond the bound the slope is 0 before it meets the ratio, which may have overflowed: 0 · ∞ is NaN."""
+    beyond, bound, ratio = _beyond(*primals)
+    slope = jnp.where(beyond, 0.0, ratio) * tangents[0] + jnp.where(beyond, tangents[1], 0.0)
+    return jnp.where(beyond, bound, ratio), slope
 
 
 @compiled()

@@ -416,7 +416,8 @@ def expected_soft_q_loss(
 
 
 def _one_step_target(reward: Array, next_value: Array, terminated: Array, gamma: Numeric) -> Array:
-    return reward + gamma * jnp.where(terminated, 0.0, next_value)
+    """A constant, whatever loss of the error it is put into."""
+    return stop_gradient(reward + gamma * jnp.where(terminated, 0.0, next_value))
 
 
 def _taken(action_value: Array, action: Array) -> Array:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from pgjax._axes import beside
+from pgjax._checks import at_least_one
 from pgjax._jit import compiled
 from pgjax.gradients import Apply, score
 from pgjax.types import Array, ArrayTree, Numeric, Params
@@ -185,8 +187,9 @@ def natural_gradient(
     they are computed anew for every chunk in every iteration instead, in a fraction of the memory; the
     result is the same to rounding.
 
-    Nothing here becomes NaN: a zero gradient gives zero, and where the matrix is flat along a direction, as
-    a singular Fisher without damping is, the iteration ends with what it has and the info says so.
+    From a gradient without NaN nothing here becomes NaN: zero gives zero, and so does a gradient whose
+    squared norm vanishes or overflows; where the matrix is flat along a direction, as a singular Fisher
+    without damping is, the iteration ends with what it has. The info says so.
 
     Args:
         apply: the actor's apply.
@@ -218,8 +221,7 @@ def natural_gradient(
         >>> direction, info.iterations
         (Array([ 2., -2.], dtype=float32), Array(1, dtype=int32))
     """
-    if cg_iters < 1:
-        raise ValueError(f"cg_iters must be at least 1, got {cg_iters}.")
+    at_least_one(cg_iters=cg_iters)
     if num_chunks == 1:
         product = _fisher_product(apply, params, obs, weight)
     else:
@@ -286,6 +288,7 @@ def _conjugate_gradient(
     loop = lax.fori_loop(0, num_iters, iterate, start)
     curvature = loop.x @ loop.fisher_x
     relative = jnp.sqrt(loop.residual_sq / jnp.where(target_sq > 0, target_sq, 1.0))
+    relative = jnp.where(target_sq == jnp.inf, 1.0, relative)  # x is 0
     info = CGInfo(
         relative_residual=relative,
         curvature=curvature,
@@ -331,7 +334,7 @@ def _fisher_sum(apply: Apply, params: Params, obs: ArrayTree, weight: Array | No
     if weight is not None:
         chex.assert_tree_shape_prefix(obs, weight.shape)
         # 0 · NaN is NaN: what the weight leaves out must not even be looked at
-        obs = jax.tree.map(lambda x: jnp.where(_beside(weight, x) > 0, x, jnp.zeros_like(x)), obs)
+        obs = jax.tree.map(lambda x: jnp.where(beside(weight, x) > 0, x, jnp.zeros_like(x)), obs)
     flat, unravel = ravel_pytree(params)
 
     def outputs(flat: Array) -> tuple[list[Array], Any]:
@@ -364,7 +367,3 @@ def _weight(weight: Array | None, shape: tuple[int, ...], dtype: Any) -> Array:
 def _total(weight: Array) -> Array:
     """The sum to divide by; where nothing is weighted, anything but 0."""
     return jnp.maximum(weight.sum(), jnp.finfo(weight.dtype).tiny)
-
-
-def _beside(weight: Array, x: Array) -> Array:
-    return weight.reshape(*weight.shape, *[1] * (x.ndim - weight.ndim))

@@ -387,7 +387,7 @@ def trust_scale(
         max_kl: κ.
 
     Returns:
-        ν; 0 where gradient or direction are not finite.
+        ν; 0 where gradient or direction are not finite, NaN where κ is NaN or negative.
 
     References:
         Wu et al. 2017, section 3.3; Ba et al. 2017, Distributed second-order optimization using
@@ -402,7 +402,8 @@ def trust_scale(
     product = jnp.maximum(jnp.asarray(optax.tree.vdot(g, d)), 0.0)
     length = learning_rate * jnp.sqrt(product) * jnp.sqrt(g_unit) * jnp.sqrt(d_unit)
     radius = jnp.sqrt(max_kl)
-    scale = jnp.where(length > radius, radius / jnp.where(length > radius, length, 1.0), 1.0)
+    within = length <= radius
+    scale = jnp.where(within, 1.0, radius / jnp.where(within, 1.0, length))
     return jnp.where(finite, scale, 0.0)
 
 
@@ -595,9 +596,16 @@ def _sampled_outer(head: Any, pull: Callable[[list[Array]], dict[str, Array]], k
     if _is_value(head):
         cotangent = [flat_draw(jax.random.normal, key, head.shape, head.dtype)]
     else:
-        action = head.sample(key)
-        cotangent = jax.grad(lambda leaves: _rebuild(head, leaves).log_prob(action).sum())(_floating(head))
+        drawn = _unsquashed(head).sample(key)
+        cotangent = jax.grad(lambda leaves: _unsquashed(_rebuild(head, leaves)).log_prob(drawn).sum())(
+            _floating(head)
+        )
     return jax.tree.map(_mean_outer, pull(cotangent))
+
+
+def _unsquashed(head: Any) -> Any:
+    """What a squashed distribution squashes; its score is the same, and inverting would lose the tails."""
+    return getattr(head, "base", head)
 
 
 def _expected_outer(

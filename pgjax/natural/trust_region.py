@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pgjax._checks import at_least_one
 from pgjax._jit import compiled
 from pgjax.types import Array, Numeric, Params
 
@@ -104,8 +105,7 @@ def backtracking_line_search(
         >>> new, info.chosen
         (Array(1., dtype=float32), Array(1, dtype=int32))
     """
-    if num_backtracks < 1:
-        raise ValueError(f"num_backtracks must be at least 1, got {num_backtracks}.")
+    at_least_one(num_backtracks=num_backtracks)
     scales = jnp.asarray(backtrack, float) ** jnp.arange(num_backtracks)
 
     def candidate(scale: Array) -> Any:

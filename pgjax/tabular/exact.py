@@ -19,6 +19,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
+from pgjax._checks import at_least_one
 from pgjax._jit import compiled
 from pgjax._lapack import one_at_a_time_on_cpu
 from pgjax.distributions import Categorical
@@ -740,8 +741,7 @@ def enumerate_trajectories(
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mdp)):
         raise ValueError("enumerate_trajectories needs a concrete problem: call it outside of jit and vmap.")
-    if num_steps is not None and num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+    at_least_one(num_steps=num_steps)
     possible, terminal = np.asarray(mdp.transition) > 0, np.asarray(mdp.terminal)
     limits = [limit for limit in (num_steps, mdp.horizon) if limit is not None]
     state, action, valid = np.flatnonzero(np.asarray(mdp.initial) > 0)[None], [], []
