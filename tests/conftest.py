@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.devices()  # before a test of the command asks for one a core
 
 # The x64 fixture holds for all examples of a test alike, so a fixture beside `given` is no mistake here.
 settings.register_profile(

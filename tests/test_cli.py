@@ -6,7 +6,7 @@ import sys
 import pytest
 from experiment_fixtures import compile_once, tiny_run
 
-from pgjax.experiment import cli, runner, store
+from pgjax.experiment import cli, files, runner, store
 
 TINY = ["train", "a2c", "--seeds", "3", "--seed", "5", "--num-envs", "4", "--num-steps=16", "--steps", "697"]
 TINY += ["--network.hidden", "8"]
@@ -140,8 +140,10 @@ def test_a_run_is_cut_off_and_goes_on(tmp_path, capsys, monkeypatch):
     assert f"go on with: pgjax train --resume {folder}" in capsys.readouterr().err
     assert cli.main(["train", "--resume", folder]) == 0
     assert f"from iteration {len(seen)}; compiling" in capsys.readouterr().out
+    times = files.read_json(tmp_path / "run" / "summary.json")
     assert cli.main(["train", "--resume", folder]) == 0
     assert "nothing is left to do" in capsys.readouterr().out
+    assert files.read_json(tmp_path / "run" / "summary.json") == times
     whole = tiny_run().folder
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 

@@ -117,6 +117,9 @@ class TestStart:
         [
             ((None, 2, 0), "need the address of the first: --coordinator"),
             (("host", 2, 0), "must be HOST:PORT"),
+            (("host:abc", 2, 0), "must be HOST:PORT, got 'host:abc'"),
+            (("host:70000", 2, 0), "must be HOST:PORT"),
+            ((":1", 2, 0), "must be HOST:PORT"),
             (("host:1", 0, 0), "--processes must be at least 1"),
             (("host:1", 2, 2), "--process-index must be between 0 and 1, got 2"),
         ],

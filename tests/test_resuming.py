@@ -160,6 +160,7 @@ class TestRefused:
             ({"versions": {"jax": "0.0.1"}}, r"jax was .*, is 0\.0\.1"),
             ({"device": "tpu: v9"}, r"device was cpu: .*, is tpu: v9"),
             ({"processes": 2}, r"processes was 1, is 2"),
+            ({"threads": "7"}, r"threads was .*, is 7"),
         ],
     )
     def test_another_place_unless_it_may_be_inexact(self, tmp_path, monkeypatch, change, said):
@@ -189,6 +190,14 @@ class TestRefused:
         rows = jax.tree.leaves(start.tree["progress"])
         assert {x.shape[0] for x in rows} == {4}
         np.testing.assert_array_equal(rows[0][3], rows[0][0])  # a place that nobody looks at
+
+    def test_fewer_steps_than_it_has_made(self, tmp_path):
+        preset = tiny_preset(optimizer={"schedule": "constant"})
+        folder = runner.run(tiny()._replace(preset=preset), out=tmp_path / "run").folder
+        before = {path: path.read_bytes() for path in folder.glob("*.*")}
+        with pytest.raises(ValueError, match=r"has made 704 steps already: give at least as many, not 100\."):
+            experiment.run(resume=folder, steps=100)
+        assert {path: path.read_bytes() for path in folder.glob("*.*")} == before
 
     def test_more_steps_where_a_schedule_ends_with_them(self, tmp_path):
         folder = cut_off(tmp_path / "run", 1)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,20 @@ def test_an_interrupt_that_raises_is_kept_too(tmp_path):
     assert experiment.load(result.folder)[3]["iteration"].max() == 0
 
 
+@pytest.mark.parametrize("error", [OSError("no terminal"), SystemExit(1)], ids=["error", "closed pipe"])
+def test_a_report_that_fails_is_told_once_and_ends_nothing(tmp_path, error):
+    said = []
+
+    def report(snapshot):
+        raise error
+
+    result = runner.run(tiny(), out=tmp_path / "run", report=report, warn=said.append)
+    assert result.status == "finished"
+    (text,) = said
+    assert "silent from here on" in text
+    assert repr(error) in text
+
+
 def test_stop_return_ends_the_run(tmp_path):
     seen = []
     result = run_with(tmp_path, report=seen.append, stop_return=1.0)
@@ -123,6 +138,18 @@ def test_evaluate_plays_the_final_policies():
     assert list(means) == [5, 6, 7]
     assert all(1 <= mean <= 500 for mean in means.values())
     assert means == experiment.evaluate(tiny_run().folder, episodes=3)
+
+
+def test_evaluate_looks_at_no_metrics(tmp_path):
+    folder = shutil.copytree(tiny_run().folder, tmp_path / "copy")
+    (folder / "metrics.csv").write_text("x")
+    assert experiment.evaluate(folder, episodes=3) == experiment.evaluate(tiny_run().folder, episodes=3)
+
+
+@pytest.mark.parametrize("bad", [{"seed": -1}, {"seed": 2**32}, {"episodes": 0}])
+def test_an_evaluation_that_cannot_be_is_refused(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
+        experiment.evaluate(tiny_run().folder, **bad)
 
 
 def test_whole_episodes_end_at_the_first_iteration_that_is_enough(tmp_path):

@@ -95,6 +95,25 @@ def test_a_damaged_file_is_named(copy, name, text):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("lost", [1, 3, 30])
+def test_a_last_line_that_was_cut_off_is_left_out_with_a_warning(copy, lost):
+    """Even in its last cell, where the rest would pass for a number."""
+    path = copy / "metrics.csv"
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.warns(UserWarning, match="last line of .*metrics.csv is cut off"):
+        found = store.read_metrics(copy)
+    whole = store.read_metrics(tiny_run().folder)
+    for name, column in whole.items():
+        np.testing.assert_array_equal(found[name], column[:-1])
+
+
+def test_a_sweep_is_no_run(tmp_path):
+    for name in ("runs.csv", "metrics.csv"):
+        (tmp_path / name).write_text("run\n")
+    with pytest.raises(ValueError, match="is the folder of a sweep"):
+        store.read_metrics(tmp_path)
+
+
 def test_an_existing_folder_is_never_overwritten(tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(ValueError, match="exists already"):

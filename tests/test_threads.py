@@ -58,6 +58,14 @@ def test_a_run_that_goes_on_is_as_large_as_before(monkeypatch, tmp_path, num_env
     assert chosen(monkeypatch, "train", "--resume", tmp_path) == ("1" if one else None)
 
 
+@pytest.mark.parametrize("before", ["1", "3", "one a core", None])
+def test_a_run_that_goes_on_has_the_threads_that_it_had(monkeypatch, tmp_path, before):
+    """Whatever its size says: a new run is judged by what was typed, this one by all of its preset."""
+    preset = {"environment": "Breakout-MinAtar", "options": {"num_envs": 64}, "network": {"torso": "mlp"}}
+    (tmp_path / "config.json").write_text(json.dumps({"preset": preset, "seeds": 1, "threads": before}))
+    assert chosen(monkeypatch, "train", "--resume", tmp_path) == (before if before in ("1", "3") else None)
+
+
 def test_a_damaged_run_is_none_of_its_business(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{")
     assert chosen(monkeypatch, "train", "--resume", tmp_path) == "1"

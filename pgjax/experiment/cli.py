@@ -663,7 +663,11 @@ def _choose_threads(args: list[str]) -> None:
     seeds = _peek(args, "--seeds", "1")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it is said where all of it is read
         before = files.read_json(Path(_peek(args, "--resume", "")) / "config.json")
-        preset, seeds = before["preset"], str(before["seeds"])
+        if "threads" in before:
+            if str(before["threads"]).isdigit():
+                threads.keep_threads(int(before["threads"]))
+            return
+        preset, seeds = before["preset"], str(before["seeds"])  # of before that was noted
     typed = _peek(args, "--num-envs", "") or _peek(args, "--num_envs", "")
     num_envs = int(typed) if typed.isdigit() else preset["options"].get("num_envs", 1)
     torso = _peek(args, "--network.torso", "") or preset["network"].get("torso", "")

@@ -30,7 +30,7 @@ class NetworkSpec(NamedTuple):
 
     Attributes:
         torso: "mlp", "cnn" for images, or "linear": the observation itself, one-hot where it is an integer.
-        hidden: sizes of the dense layers; a CNN takes the first, "linear" none.
+        hidden: sizes of the dense layers; a CNN takes exactly one, "linear" none.
         activation: between the layers.
         channels: of the CNN's convolution.
         shared: one torso for policy and value, where the algorithm takes one network.
@@ -137,6 +137,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **dict.fromkeys(("clip_eps", "value_clip_eps", "obs_clip", "reward_clip"), (0.0, math.inf, False)),
     **dict.fromkeys(("max_kl", "kl_target", "learning_rate", "max_grad_norm"), (0.0, math.inf, False)),
     "exploration_steps": (0.0, math.inf, False),
+    "damping": (0.0, math.inf, True),
+    "step_size": (0.0, math.inf, False),
+    "backtrack": (0.0, 1.0, False),
 }
 _SIZES = ("num_", "max_steps", "steps", "hidden", "channels", "capacity", "batch_size", "warmup_steps")
 _SIZES += ("n_step", "policy_delay", "target_period")
@@ -293,7 +296,7 @@ def make_optimizer(spec: Spec, num_updates: int | None) -> optax.GradientTransfo
 
 
 def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
-    """Check concrete values; what is traced or None passes.
+    """Check concrete values: numbers, and names where there are choices; what is traced or None passes.
 
     Args:
         values: names, with the optimizer's name and a dot in front where there is one, and values.
@@ -307,10 +310,13 @@ def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
             continue
         if field in _CHOICES:
             check_known(name, value, _CHOICES[field])
+            continue
         low, high, inclusive = _range(field)
-        if not isinstance(value, bool | int | float | str) and not hasattr(value, "dtype"):
+        if not (isinstance(value, bool | int | float) or hasattr(value, "dtype")) or value != value:
             raise ValueError(f"{name} must be a number, got {value!r}.")
-        if isinstance(value, bool | str) or (low <= value <= high if inclusive else low < value <= high):
+        if _is_size(field) and not isinstance(value, int | np.integer):
+            raise ValueError(f"{name} must be a whole number, got {value!r}.")
+        if isinstance(value, bool) or (low <= value <= high if inclusive else low < value <= high):
             continue
         bound = f"{'at least' if inclusive else 'above'} {low:g}"
         raise ValueError(
@@ -321,7 +327,11 @@ def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
 def _range(field: str) -> tuple[float, float, bool]:
     if field in _RANGES:
         return _RANGES[field]
-    return (1, math.inf, True) if field.startswith(_SIZES) else (-math.inf, math.inf, True)
+    return (1, math.inf, True) if _is_size(field) else (-math.inf, math.inf, True)
+
+
+def _is_size(field: str) -> bool:
+    return field.startswith(_SIZES)
 
 
 def check_known(what: str, name: str, known: list[str]) -> None:

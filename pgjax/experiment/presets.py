@@ -222,8 +222,8 @@ TUNED: dict[tuple[str, str], dict[str, Any]] = {
     ("reinforce", "FourRooms-misc"): dict(steps=200_000),
     ("reinforce", "MountainCar-v0"): _SCALED_CAR,
     **{("reinforce", game): _MINATAR_EPISODES for game in _GAMES},
-    # After 1.5 million steps one seed was at 9.0 and rose; with 0.01, 0.05 or 0.2, or three times the rate, at
-    # 5.9 to 6.6.
+    # After 1.5 million steps one seed was at 9.0 and rose; with 0.01, 0.05 or 0.2, or three times the rate,
+    # at 5.9 to 6.6.
     ("reinforce", "Breakout-MinAtar"): _MINATAR_EPISODES | dict(entropy_coef=0.1),
     ("actor_critic", "CartPole-v1"): dict(),
     ("actor_critic", "Acrobot-v1"): dict(),
@@ -490,13 +490,19 @@ def change(preset: Preset, **changes: Any) -> Preset:
         The new settings.
 
     Raises:
-        ValueError: if a name is unknown.
+        ValueError: if a name is unknown, or if options of something are none.
 
     Example:
         >>> change(preset("ppo", "CartPole-v1"), clip_eps=0.1, optimizer=dict(eps=1e-8)).options["clip_eps"]
         0.1
     """
     for name, value in changes.items():
+        section = name in ("env_params", "network", *preset.optimizers)
+        if section and not isinstance(value, Mapping):
+            raise ValueError(
+                f"{name} must be options by name, got {value!r}: give a dict. What was made "
+                f"elsewhere goes into pgjax.algorithms.{preset.algorithm}.make."
+            )
         if name == "steps":
             preset = preset._replace(steps=value)
         elif name == "env_params":
@@ -636,6 +642,8 @@ def build(preset: Preset, hyper: Hyper | None = None, made: tuple[Any, Any] | No
     options = preset.options | hyper.get("options", {})
     specs = {name: spec._replace(**hyper.get(name, {})) for name, spec in preset.optimizers.items()}
     check_ranges({"steps": preset.steps, **options}.items())
+    if not isinstance(preset.network.hidden, list | tuple):
+        raise ValueError(f"network.hidden must be several sizes, got {preset.network.hidden!r}.")
     check_ranges(("network.hidden", size) for size in preset.network.hidden)
     for name, spec in {"network": preset.network, **specs}.items():
         check_ranges((f"{name}.{k}", v) for k, v in spec._asdict().items() if k != "hidden")

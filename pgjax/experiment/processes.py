@@ -37,7 +37,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, inde
         if num_processes is not None or index is not None:
             raise ValueError("Several processes need the address of the first: --coordinator HOST:PORT.")
         return False
-    if ":" not in coordinator:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 1 <= int(port) < 2**16:
         raise ValueError(f"--coordinator must be HOST:PORT, got {coordinator!r}.")
     if num_processes is not None and num_processes < 1:
         raise ValueError(f"--processes must be at least 1, got {num_processes}.")

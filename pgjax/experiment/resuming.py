@@ -92,6 +92,9 @@ def read(
     checkpoints.check_room(folder, checkpoints.size(like))  # for the next one, before an old one goes
     tree = checkpoints.restore(folder, iteration, like)
     history = tree.pop("history") or beginning(seeds).history
+    done, wanted = int(history["env_steps"].sum(axis=1).max()), settings.preset.steps
+    if wanted < kept.preset.steps and wanted < done:
+        raise ValueError(f"{folder} has made {done:,} steps already: give at least as many, not {wanted:,}.")
     diverged_at = np.atleast_1d(tree["progress"].diverged_at)[:seeds]
     if rows != about["rows"]:
         tree = programs.fit_rows(tree, seeds, rows)
@@ -155,7 +158,7 @@ def _check_surroundings(
     allow_inexact: bool,
     warn: Callable[[str], None],
 ) -> None:
-    names = ("versions", "device", "devices", "processes")
+    names = ("versions", "device", "devices", "processes", *(["threads"] if "threads" in before else []))
     was, is_now = ({name: where.get(name) for name in names} for where in (before, now))
     said = ", ".join(
         f"{name.removeprefix('versions.')} was {old}, is {new}"

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from pgjax import envs, rollouts
+from pgjax._checks import at_least_one
 from pgjax.experiment import checkpoints, plots, presets, processes, programs, resuming, statistics, store
 from pgjax.experiment.presets import Preset
 from pgjax.experiment.programs import compile_programs
@@ -222,7 +223,9 @@ def _run(
                 done, returns = history["env_steps"].sum(axis=1), _scores(history, preset.steps)[0]
                 emit(int(done.max()), chunk_metrics(names, columns))
                 seconds = start.seconds + time.perf_counter() - begin
-                report(Snapshot(done, preset.steps, seconds, returns, _by_seed(names, diverged_at)))
+                record.tell(
+                    report, Snapshot(done, preset.steps, seconds, returns, _by_seed(names, diverged_at))
+                )
                 record.checkpoint_if_due(compiled, progress, history, seconds)
                 length = max(1, min(8 * length, int(length * _CHUNK_SECONDS / chunk_seconds)))
                 length = int(processes.agree(np.asarray(length)))
@@ -246,6 +249,8 @@ def _run(
             "compile_seconds": compiled.compile_seconds if compiled else 0.0,
             **store.surroundings(),
         }
+        if compiled is None:  # of a run that had ended nothing is measured anew
+            summary |= record.times_before()
         folder = record.finish(summary)
         if processes.is_first() and history["episodes"].any():
             _draw(folder, f"{preset.algorithm} on {preset.environment}", record.warn)
@@ -281,6 +286,7 @@ class _Record:
         self.saved_at = start.iteration if start.tree is not None else None
         self.saved_time = time.perf_counter()
         self.kept: Any = None
+        self.silent = False
         self.reported: set[str] = set()
         self.metrics: store.MetricsFile | None = None
         if processes.is_first():
@@ -293,6 +299,25 @@ class _Record:
         if self.metrics is not None:
             with self._surviving("metrics.csv"):
                 self.metrics.append(columns)
+
+    def times_before(self) -> dict[str, Any]:
+        """What the summary in the folder says of times; nothing if there is none."""
+        try:
+            before = store.read_json(self.folder / "summary.json")
+        except (OSError, ValueError):
+            return {}
+        names = ("seconds", "host_seconds", "steps_per_second", "compile_seconds")
+        return {name: before[name] for name in names if name in before}
+
+    def tell(self, report: Report, snapshot: Snapshot) -> None:
+        """What is to be seen of the run. A report that fails is none from then on, and ends nothing."""
+        if self.silent:
+            return
+        try:
+            report(snapshot)
+        except (Exception, SystemExit) as error:  # of a pipe that was closed rich makes a SystemExit
+            self.silent = True
+            self.warn(f"The report of the progress failed and is silent from here on: {error!r}.")
 
     def until_checkpoint(self, iteration: int) -> int:
         """Iterations until the next one that is due by their number."""
@@ -388,14 +413,9 @@ def check(settings: Settings) -> None:
         ValueError: says what does not fit.
     """
     seeds, seed = settings.seeds, settings.seed
-    if seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {seeds}.")
+    at_least_one(seeds=seeds, checkpoint_every=settings.checkpoint_every, keep=settings.keep)
     if seed < 0 or seed + seeds > 2**31:
         raise ValueError(f"seed must be between 0 and {2**31 - seeds}, got {seed}.")
-    for name in ("checkpoint_every", "keep"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
     programs.layout(settings)
     made = presets.environment(settings.preset)
     if presets.is_on_host(made) and (seeds > 1 or settings.shard == "data"):
@@ -450,9 +470,12 @@ def evaluate(run: str | Path, *, episodes: int = 100, seed: int = 0) -> dict[int
 
     Raises:
         FileNotFoundError: if a file of the run is missing.
-        ValueError: if one is damaged, or if `episodes < 1`.
+        ValueError: if one is damaged, if `episodes < 1`, or if the seed is negative or above 2³² − 1.
     """
-    algorithm, state, config, _ = store.load(run)
+    at_least_one(episodes=episodes)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {seed}.")
+    algorithm, state, config = store.load_state(run)
     env, env_params = presets.environment(config["preset"])
     limit = envs.max_steps(env_params)
 

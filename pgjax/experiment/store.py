@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from pgjax import __version__, training
-from pgjax.experiment import checkpoints, presets
+from pgjax.experiment import checkpoints, presets, threads
 from pgjax.experiment.files import Journal, read_json, write_json
 from pgjax.placement import Axis
 from pgjax.types import Algorithm
@@ -179,7 +179,7 @@ def read_metrics(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
         folder: the run's.
 
     Returns:
-        Arrays by name; an empty cell is NaN.
+        Arrays by name; an empty cell is NaN. A last line that was cut off is left out, with a warning.
 
     Raises:
         FileNotFoundError: if it is not there.
@@ -188,19 +188,25 @@ def read_metrics(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     path = folder / "metrics.csv"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is not a run's folder, or not whole.")
+    if (folder / "runs.csv").is_file():
+        raise ValueError(f"{folder} is the folder of a sweep: its picture is {folder / 'heat_map.png'}.")
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        if tuple(header[: len(COLUMNS)]) != COLUMNS:
-            raise ValueError(f"{path} is damaged: its first line does not name the columns.")
-        rows = []
-        try:
-            for row in reader:
-                if len(row) != len(header):
-                    raise ValueError(f"{len(row)} cells instead of {len(header)}")
-                rows.append([float(cell) if cell else math.nan for cell in row])
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path} is damaged in line {reader.line_num}: {error}.") from None
+        lines = file.readlines()
+    if len(lines) > 1 and not lines[-1].endswith("\n"):  # a run that goes on writes it anew
+        warnings.warn(f"The last line of {path} is cut off, and left out.", stacklevel=2)
+        lines.pop()
+    reader = csv.reader(lines)
+    header = next(reader, [])
+    if tuple(header[: len(COLUMNS)]) != COLUMNS:
+        raise ValueError(f"{path} is damaged: its first line does not name the columns.")
+    rows = []
+    try:
+        for row in reader:
+            if len(row) != len(header):
+                raise ValueError(f"{len(row)} cells instead of {len(header)}")
+            rows.append([float(cell) if cell else math.nan for cell in row])
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged in line {reader.line_num}: {error}.") from None
     table = np.asarray(rows, float).reshape(-1, len(header))
     whole = ("seed", "iteration", "env_steps", "episodes")
     return {
@@ -224,18 +230,34 @@ def load(run: str | os.PathLike[str]) -> tuple[Algorithm[Any], Any, dict[str, An
         ValueError: if one is damaged. A damaged checkpoint is passed over with a warning if an older one is
             whole.
     """
+    algorithm, state, config = load_state(run)
+    return algorithm, state, config, read_metrics(Path(run))
+
+
+def load_state(run: str | os.PathLike[str]) -> tuple[Algorithm[Any], Any, dict[str, Any]]:
+    """What `load` gives, but for the metrics.
+
+    Args:
+        run: its folder.
+
+    Returns:
+        The algorithm, the state and the content of config.json.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: as `load`.
+    """
     folder = Path(run)
     config = read_config(folder)
     algorithm = presets.build(config["preset"])
-    metrics = read_metrics(folder)
     iteration, about, complaints = checkpoints.newest(folder)
     for complaint in complaints:
-        warnings.warn(f"{complaint} Taking that of iteration {iteration} instead.", stacklevel=2)
+        warnings.warn(f"{complaint} Taking that of iteration {iteration} instead.", stacklevel=3)
     seeds = config["seeds"]
     like = abstract_run(algorithm, rows=about["rows"], seeds=seeds, iteration=iteration)
     state = jax.device_put(checkpoints.restore(folder, iteration, like)["progress"].state, jax.devices()[0])
     state = jax.tree.map(lambda x: x[None] if seeds == 1 else x[:seeds], state)
-    return algorithm, state, config, metrics
+    return algorithm, state, config
 
 
 def abstract_run(algorithm: Algorithm[Any], *, rows: int, seeds: int, iteration: int) -> dict[str, Any]:
@@ -315,7 +337,8 @@ def surroundings() -> dict[str, Any]:
     """What a figure depends on beside its settings.
 
     Returns:
-        Versions, the device, how many there are, and in how many processes.
+        Versions, the device, how many there are, in how many processes, and how many threads a CPU was asked
+        to compute with.
     """
     device = jax.devices()[0]
     kind = _processor() if device.platform == "cpu" else device.device_kind
@@ -325,6 +348,7 @@ def surroundings() -> dict[str, Any]:
         "device": f"{device.platform}: {kind}",
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        "threads": threads.asked_for() if device.platform == "cpu" else None,
     }
 
 

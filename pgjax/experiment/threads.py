@@ -23,5 +23,26 @@ def choose_threads(num_envs: int, *, images: bool = False) -> None:
         num_envs: environments of all seeds together.
         images: whether a CNN looks at them.
     """
-    if num_envs < SMALL and not images and not any(os.environ.get(name) for name in _NAMES):
-        os.environ[_NAMES[0]] = "1"
+    if num_envs < SMALL and not images:
+        keep_threads(1)
+
+
+def keep_threads(number: int) -> None:
+    """So many threads, unless `PJRT_NPROC` or `NPROC` is set: a run that goes on has as many as before.
+
+    It must come before JAX's backend starts; after that it changes nothing.
+
+    Args:
+        number: of threads.
+    """
+    if not any(os.environ.get(name) for name in _NAMES):
+        os.environ[_NAMES[0]] = str(number)
+
+
+def asked_for() -> str:
+    """How many threads XLA computes with; it decides how sums are ordered.
+
+    Returns:
+        What `PJRT_NPROC` or `NPROC` says, or "one a core".
+    """
+    return next((os.environ[name] for name in _NAMES if os.environ.get(name)), "one a core")
