@@ -112,7 +112,7 @@ def result_file(where: Mapping[str, Any], folder: pathlib.Path) -> pathlib.Path:
 def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> pathlib.Path:
     """Put a benchmark's rows into the file of this device and day, and write that file's tables anew.
 
-    Rows with a `task` replace those of the same tasks only.
+    Rows replace those that measured the same: where only a part was asked for, the rest of the day stays.
 
     Args:
         name: of the benchmark, a module of this package.
@@ -126,18 +126,25 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
     where = about()
     path = result_file(where, folder)
     found = json.loads(path.read_text()) if path.exists() else {}
-    measured = {row.get("task") for row in rows}
-    kept = [row for row in found.get(name, {}).get("rows", []) if row.get("task", None) not in measured]
-    if None not in measured:  # a part of the tasks: the others of the day stay, in the order of before
-        order = [row["task"] for row in found.get(name, {}).get("rows", [])]
-        rows = sorted(
-            [*kept, *rows], key=lambda row: order.index(row["task"]) if row["task"] in order else len(order)
-        )
+    before = found.get(name, {}).get("rows", [])
+    order, measured = [_what(row) for row in before], {_what(row) for row in rows}
+    kept = [row for row in before if _what(row) not in measured]
+    rows = sorted(
+        [*kept, *rows], key=lambda row: order.index(_what(row)) if _what(row) in order else len(order)
+    )
     found[name] = {"rows": rows, **where, **more}
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(found, indent=1) + "\n")
     _write(path.with_suffix(".md"), page(found))
     return path
+
+
+def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row measured, as far as one can be asked for without another; all rows are alike if none can."""
+    for names in (("task",), ("part",), ("algorithm", "environment"), ("network", "batch_size")):
+        if names[0] in row:
+            return tuple(row.get(name) for name in names)
+    return ()
 
 
 def _write(path: pathlib.Path, text: str) -> None:
@@ -186,6 +193,8 @@ def run(
     Returns:
         The exit status.
     """
+    if arguments.turns < 1:
+        raise SystemExit(f"--turns must be at least 1, got {arguments.turns}.")
     rows = measure(arguments)
     print(table(rows))
     if arguments.quick:

@@ -4,7 +4,6 @@ python -m benchmarks.recurrence
 """
 
 import functools
-import pathlib
 import statistics
 
 import jax
@@ -15,7 +14,6 @@ from jax import lax
 from benchmarks import harness
 from pgjax.estimators.recurrence import _blocked_scan, _scan, reverse_recurrence
 
-RESULTS = pathlib.Path(__file__).parent / "results" / "recurrence.md"
 SIZES = [
     (16, 16),
     (128, 4),
@@ -40,10 +38,10 @@ def associative(x, decay, init):
 FORMS = {"scan": _scan, "blocks": _blocked_scan, "associative": associative, "taken": reverse_recurrence}
 
 
-def microseconds(*arguments):
+def microseconds(turns, *arguments):
     """Of every form, by turns."""
     programs = {name: functools.partial(jax.jit(form), *arguments) for name, form in FORMS.items()}
-    return [1e6 * statistics.median(times) for times in harness.by_turns(programs, 15).values()]
+    return [1e6 * statistics.median(times) for times in harness.by_turns(programs, turns).values()]
 
 
 def error(form, reward, gamma):
@@ -56,12 +54,14 @@ def error(form, reward, gamma):
 
 
 def main() -> None:
+    arguments = harness.parser(__doc__, turns=15).parse_args()
+    sizes = SIZES[:2] if arguments.quick else SIZES
     lines = [f"# The reverse recurrence\n\njax {jax.__version__}, {jax.devices()[0].device_kind}, float32.\n"]
     lines += ["| T | N | " + " | ".join(f"{f}, µs" for f in FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]
-    for length, batch in SIZES:
+    for length, batch in sizes:
         x = jax.random.normal(jax.random.key(0), (length, batch))
-        arguments = x, jnp.full_like(x, 0.99), jnp.zeros(batch)
-        times = " | ".join(f"{found:.0f}" for found in microseconds(*arguments))
+        inputs = x, jnp.full_like(x, 0.99), jnp.zeros(batch)
+        times = " | ".join(f"{found:.0f}" for found in microseconds(arguments.turns, *inputs))
         lines.append(f"| {length} | {batch} | {times} |")
     lines += ["\nLargest error over the largest value at T = 100,000:\n"]
     lines += ["| reward | γ | " + " | ".join(FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]
@@ -75,9 +75,10 @@ def main() -> None:
         for gamma in (0.9, 0.999, 1.0):
             errors = [f"{error(form, reward, gamma):.1e}" for form in FORMS.values()]
             lines.append(f"| {name} | {gamma} | " + " | ".join(errors) + " |")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
+    if not arguments.quick:
+        arguments.results.mkdir(parents=True, exist_ok=True)
+        (arguments.results / "recurrence.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,17 @@
 """The tables of the README, made from the results.
 
 What stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` is written anew: `learned` from
-results/learning.json, `fast` from the newest results of `throughput` and of `peers`. A module that has
-`readme_rows(rows) -> Markdown` says itself what of it belongs there.
+results/learning.json, `fast` from the newest results of `throughput` and of `peers`.
 
     python -m benchmarks tables             # write them
     python -m benchmarks tables --check     # exit status 1 if the README says anything else
 """
 
 import argparse
-import importlib
 import json
 import math
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks import harness
@@ -44,11 +41,6 @@ def newest(name: str, folder: pathlib.Path) -> dict[str, Any] | None:
     return max(entries, key=lambda entry: (entry["date"], entry.get("time", "")), default=None)
 
 
-def own_table(name: str) -> Callable[[Any], str] | None:
-    """What a benchmark's module wants in the README, if it says so."""
-    return getattr(importlib.import_module(f"benchmarks.{name}"), "readme_rows", None)
-
-
 def learned(folder: pathlib.Path) -> str | None:
     """One line an environment: the score of every algorithm that was trained there.
 
@@ -63,8 +55,6 @@ def learned(folder: pathlib.Path) -> str | None:
         return None
     pairs = json.loads(path.read_text())
     rows = [{"name": name, **row} for name, row in pairs.items()]
-    if own := own_table("learning"):
-        return own(rows)
     scores: dict[str, dict[str, str]] = {}
     for row in rows:
         algorithm, _, environment = row["name"].partition(":")
@@ -110,7 +100,7 @@ def fast(folder: pathlib.Path) -> str | None:
             cores = f", {entry['cores']} cores" if entry.get("platform") == "cpu" else ""
             versions = ", ".join(f"{k} {v}" for k, v in entry["versions"].items() if k in ("jax", "pgjax"))
             where = f"`python -m benchmarks {name}`, {entry['device']}{cores}, {entry['date']}, {versions}:"
-            parts.append(f"{where}\n\n{(own_table(name) or compact)(entry['rows'])}")
+            parts.append(f"{where}\n\n{compact(entry['rows'])}")
     return "\n\n".join(parts) or None
 
 

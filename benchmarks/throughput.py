@@ -17,6 +17,7 @@ had on another day, scaled by the floors of both days (it is no package that cou
 import functools
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,7 +99,11 @@ def acting(env: Any, num_envs: int, num_steps: int, act: Callable[..., Any], upd
 
 
 def passes(apply: Callable[..., Any], obs: Any, updates: int = 1, count: int = 2) -> Any:
-    """Forward passes over what was collected, `count` for each update."""
+    """Forward passes over what was collected, `count` for each update.
+
+    Those over observations and successors; of A2C and A3C over successors alone, for the values of what was
+    observed come with the forward pass of the gradient.
+    """
 
     def part(params: Any, key: Any) -> Any:
         del key
@@ -191,7 +196,7 @@ def a2c_task(num_updates: int = 1) -> Task:
         size * num_updates,
         {
             "rollouts": acting(env, num_envs, num_steps, actor_of(network), num_updates),
-            "passes": passes(lambda p, o: network.apply(p, o)[1], jnp.zeros((size, 4)), num_updates),
+            "passes": passes(lambda p, o: network.apply(p, o)[1], jnp.zeros((size, 4)), num_updates, count=1),
             "gradients": lambda p, key: descend(
                 window_loss(network), optimizer, p, num_updates, made_up(size)
             ),
@@ -210,7 +215,9 @@ def a3c_task() -> Task:
         num_steps * updates,
         {
             "rollouts": acting(env, 1, num_steps, actor_of(network), updates),
-            "passes": passes(lambda p, o: network.apply(p, o)[1], jnp.zeros((num_steps, 4)), updates),
+            "passes": passes(
+                lambda p, o: network.apply(p, o)[1], jnp.zeros((num_steps, 4)), updates, count=1
+            ),
             "gradients": lambda p, key: descend(
                 window_loss(network), optimizer, p, updates, made_up(num_steps)
             ),
@@ -562,10 +569,10 @@ def measure_task(name: str, turns: int, steps: int | None = None) -> dict[str, A
     row = {
         "task": name,
         "settings": task.settings,
-        "steps_per_second": total / median(times["training"]),
-        "floor_steps_per_second": total / median(floor),
+        "steps_per_second": total / statistics.median(times["training"]),
+        "floor_steps_per_second": total / statistics.median(floor),
         "ratio": harness.ratio(floor, times["training"]),
-        "parts": {part: median(times[part]) / median(floor) for part in task.parts},
+        "parts": {part: statistics.median(times[part]) / statistics.median(floor) for part in task.parts},
         "goal": GOALS.get(name, 0.80),
     }
     if name in PUREJAXRL:
@@ -601,14 +608,10 @@ def measure_seeds(turns: int, num_seeds: int, iterations: int) -> dict[str, Any]
     return {
         "task": SEEDS,
         "settings": f"{num_seeds} seeds over {jax.device_count()} devices of one core",
-        "steps_per_second": total / median(times["seeds"]),
+        "steps_per_second": total / statistics.median(times["seeds"]),
         "over_purejaxrl": harness.ratio(own, [one / f * speed / its_floor for f in without]),
         "over_one_seed": harness.ratio(own, [one / t for t in times["training"]]),
     }
-
-
-def median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def measure(arguments: Any) -> harness.Rows:

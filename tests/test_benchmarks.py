@@ -88,6 +88,28 @@ class TestHarness:
         assert "| n | 5 | 1.00 | 0.50 [0.25, 1.00] | 2.00 | 3.00 [1.50, 6.00] | 1e-06 |" in page
         assert sorted(x.name for x in tmp_path.iterdir()) == sorted([path.name, path.with_suffix(".md").name])
 
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            [{"task": "a"}, {"task": "b"}],
+            [{"part": "scan", "T": 1}, {"part": "fvp"}],
+            [{"algorithm": "ppo", "environment": "a"}, {"algorithm": "ppo", "environment": "b"}],
+            [{"network": "n", "batch_size": 1}, {"network": "n", "batch_size": 2}],
+        ],
+        ids=lambda rows: next(iter(rows[0])),
+    )
+    def test_a_part_that_is_measured_again_leaves_the_rest_of_the_day(self, tmp_path, rows, monkeypatch):
+        monkeypatch.setattr(harness, "page", lambda found: "")
+        path = harness.save("fisher", [row | {"found": 1} for row in rows], tmp_path)
+        assert harness.save("fisher", [rows[0] | {"found": 2}], tmp_path) == path
+        kept = json.loads(path.read_text())["fisher"]["rows"]
+        assert kept == [rows[0] | {"found": 2}, rows[1] | {"found": 1}]
+
+    def test_no_turns_are_refused_before_anything_is_measured(self):
+        none = harness.parser("About.").parse_args(["--turns", "0"])
+        with pytest.raises(SystemExit, match="--turns must be at least 1, got 0"):
+            harness.run("memory", lambda _: pytest.fail("measured"), lambda rows: "", none)
+
     def test_quick_saves_nothing(self, tmp_path, capsys):
         quick = harness.parser("About.").parse_args(["--quick", "--results", str(tmp_path)])
         assert harness.run("memory", lambda _: [{}], lambda rows: "the table", quick) == 0
@@ -290,7 +312,6 @@ class TestTables:
                 tables.replace(broken, "fast", "")
 
     def test_it_writes_and_it_checks(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(tables, "own_table", lambda name: None)
         readme = tmp_path / "README.md"
         sections = [f"<!-- {name}: begin -->\n<!-- {name}: end -->\n" for name in ("learned", "fast")]
         readme.write_text("".join(sections))
