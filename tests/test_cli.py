@@ -55,8 +55,9 @@ def test_evaluate_and_plot(tmp_path, capsys):
     run = str(tiny_run().folder)
     assert cli.main(["evaluate", run, "--episodes", "2"]) == 0
     assert "seed 5: return" in capsys.readouterr().out
-    assert cli.main(["plot", run, run, "--out", str(tmp_path / "both.png")]) == 0
+    assert cli.main(["plot", run, run, "--out", str(tmp_path / "both")]) == 0
     assert (tmp_path / "both.png").stat().st_size > 5_000
+    assert capsys.readouterr().out == f"curves: {tmp_path / 'both.png'}\n"
 
 
 def test_list(capsys):
@@ -86,6 +87,7 @@ def test_help_shows_every_option_with_the_presets_value(capsys):
         ("train ppoo", "Did you mean ppo or trpo?"),
         ("train ppo --env CartPol-v1", "CartPole-v1"),
         ("train ppo --env", "--env"),
+        ("train ppo --env=", "--env is empty"),
         ("train ppo --env MNISTBandit-bsuite", "download"),
         ("train ppo --env CartPole-v1 --env-params.rescale-obs True", "finite bounds"),
         ("train ppo --clip-epz 0.1", "--clip-eps"),

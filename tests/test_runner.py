@@ -121,7 +121,7 @@ def test_a_report_that_fails_is_told_once_and_ends_nothing(tmp_path, error):
     result = runner.run(tiny(), out=tmp_path / "run", report=report, warn=said.append)
     assert result.status == "finished"
     (text,) = said
-    assert "silent from here on" in text
+    assert "failed, and is silent from here on" in text
     assert repr(error) in text
 
 

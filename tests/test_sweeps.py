@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -328,6 +329,11 @@ def test_ctrl_c_keeps_what_has_ended_and_resume_does_the_rest(tmp_path, monkeypa
     assert [int(row["run"]) for row in rows_of(result.folder / "runs.csv")] == [0, 1, 2]
     assert files.read_json(result.folder / "summary.json")["status"] == "interrupted"
     assert (result.folder / "heat_map.png").stat().st_size > 5_000
+    damaged = shutil.copytree(result.folder, tmp_path / "damaged")
+    lines = (damaged / "metrics.csv").read_bytes().splitlines(keepends=True)
+    (damaged / "metrics.csv").write_bytes(b"".join(lines[:2] + lines[3:]))
+    with pytest.raises(ValueError, match=r"it holds \d+ of the \d+ rows of the 3 runs that have ended"):
+        sweeps.resume(damaged)
     # as if the process had been killed while it wrote a row of a later batch
     with (result.folder / "metrics.csv").open("a") as file:
         file.write("3,0.01,0.9,5,0,64,1,20.0,20.0,0.1,0.1,0.1,0.1,0.1\n4,0.01,0.9,6,0,6")
@@ -335,6 +341,12 @@ def test_ctrl_c_keeps_what_has_ended_and_resume_does_the_rest(tmp_path, monkeypa
     same_results(result.folder, tiny_sweep().folder)
     again = sweeps.resume(result.folder)
     assert (again.status, again.summary["runs"]) == ("finished", 8)
+
+
+def test_steps_may_differ_between_settings():
+    sweep = sweeps.Sweep(presets.preset("a2c", steps=100), [{"steps": 40}, {"steps": 80}])
+    assert sweep.steps_of_settings() == [40, 80]
+    assert sweep._replace(settings=[{"gamma": 0.5}]).steps_of_settings() == [100]
 
 
 def test_an_interrupt_before_anything_has_ended(tmp_path):
@@ -635,6 +647,7 @@ def test_help_shows_every_option_and_how_random_works(capsys):
         ("sweep ppo --network.hidden 64,64 64,x", "commas"),
         ("sweep ppo --network.torso mlp cnn", "With network.torso=cnn: A CNN needs images"),
         ("sweep ppo --seeds 0", "seeds must be at least 1"),
+        ("sweep ppo --seeds 0 --num-envs 4 8", "pgjax: seeds must be at least 1"),
         ("sweep ppo --random 3", "needs options to draw"),
         ("sweep ppo --random 0 --gamma 0.9 0.99", "random must be at least 1"),
         ("sweep ppo --memory much", "--memory takes a size such as 4GB"),

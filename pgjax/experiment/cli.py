@@ -138,7 +138,8 @@ def _train(args: list[str]) -> int:
         settings = store.Settings(_checked(lambda: presets.preset(algorithm or "", environment)))
     chosen = _parse(_train_options(settings), args, f"pgjax train {settings.preset.algorithm}")
     if chosen.env != settings.preset.environment:
-        _fail(f"{run} is a run on {settings.preset.environment}." if run else "Give --env once.")
+        once = "Give --env once." if chosen.env else "--env is empty: name an environment, or leave it away."
+        _fail(f"{run} is a run on {settings.preset.environment}." if run else once)
     if run and chosen.out is not None:
         _fail("A run that goes on stays in its folder: leave --out away.")
     if chosen.allow_inexact and not run:
@@ -298,7 +299,9 @@ def _sweep(args: list[str]) -> int:
     preset = sweep.preset
     count, each = len(sweep.settings), f"{sweep.seeds} seed{'s' if sweep.seeds > 1 else ''}"
     count = f"{count} setting{'s' if count > 1 else ''} × {each}"
-    say(f"{preset.algorithm} on {preset.environment}: {count}, {preset.steps:,} steps each; compiling")
+    steps = sorted(set(sweep.steps_of_settings()))
+    each = " to ".join(f"{n:,}" for n in dict.fromkeys((steps[0], steps[-1])))
+    say(f"{preset.algorithm} on {preset.environment}: {count}, {each} steps each; compiling")
     with display.live(console, sweep_display.describe) as report:
         result = _checked(lambda: go(report))
     summary, folder = result.summary, result.folder
@@ -376,8 +379,12 @@ def _plot(args: list[str]) -> int:
     names = [run.resolve().name for run in runs]
     labels = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
     ax = plots.compare(dict(zip(labels, runs.values(), strict=True)))
-    _checked(lambda: plots.save(ax, chosen.out))
-    print(f"curves: {chosen.out}")
+    for label, metrics in zip(labels, runs.values(), strict=True):
+        if not metrics["episodes"].any():
+            print(f"pgjax: {label} has no curve: no episode has ended.", file=sys.stderr)
+    out = chosen.out if chosen.out.suffix else chosen.out.with_suffix(".png")
+    _checked(lambda: plots.save(ax, out))
+    print(f"curves: {out}")
     return 0
 
 
@@ -618,10 +625,9 @@ def _docstring_entries(documented: Any, title: str) -> dict[str, str]:
 def _peek(args: list[str], option: str, default: str) -> str:
     """An option's value before all options are known: which there are depends on it."""
     for arg, following in zip(args, [*args[1:], default], strict=False):
-        if arg == option:
-            return following
-        if arg.startswith(f"{option}="):
-            return arg.partition("=")[2]
+        name, is_one, value = arg.partition("=")
+        if name.replace("_", "-") == option:
+            return value if is_one else following
     return default
 
 
@@ -652,7 +658,10 @@ def _start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> 
         with contextlib.suppress(RuntimeError):  # it has started: called from a program of one's own
             jax.config.update("jax_num_cpu_devices", wanted)
     coordinator = _peek(args, "--coordinator", "") or None
-    _checked(lambda: processes.start(coordinator, given.get("processes"), given.get("process-index")))
+    try:
+        _checked(lambda: processes.start(coordinator, given.get("processes"), given.get("process-index")))
+    except RuntimeError as error:
+        _fail(f"The processes did not come together: {error}")
 
 
 def _choose_threads(args: list[str]) -> None:
@@ -668,7 +677,7 @@ def _choose_threads(args: list[str]) -> None:
                 threads.keep_threads(int(before["threads"]))
             return
         preset, seeds = before["preset"], str(before["seeds"])  # of before that was noted
-    typed = _peek(args, "--num-envs", "") or _peek(args, "--num_envs", "")
+    typed = _peek(args, "--num-envs", "")
     num_envs = int(typed) if typed.isdigit() else preset["options"].get("num_envs", 1)
     torso = _peek(args, "--network.torso", "") or preset["network"].get("torso", "")
     images = torso == "cnn" or (not torso and preset["environment"].endswith("MinAtar"))

@@ -191,6 +191,7 @@ def _run(
     preset, seeds = settings.preset, settings.seeds
     names = np.arange(settings.seed, settings.seed + seeds)
     history, diverged_at = start.history, start.diverged_at
+    report = lasting(report, record.warn)
     compiled: Any = None
     progress: Any = None
     most = presets.iteration_size(preset)[0]
@@ -223,9 +224,7 @@ def _run(
                 done, returns = history["env_steps"].sum(axis=1), _scores(history, preset.steps)[0]
                 emit(int(done.max()), chunk_metrics(names, columns))
                 seconds = start.seconds + time.perf_counter() - begin
-                record.tell(
-                    report, Snapshot(done, preset.steps, seconds, returns, _by_seed(names, diverged_at))
-                )
+                report(Snapshot(done, preset.steps, seconds, returns, _by_seed(names, diverged_at)))
                 record.checkpoint_if_due(compiled, progress, history, seconds)
                 length = max(1, min(8 * length, int(length * _CHUNK_SECONDS / chunk_seconds)))
                 length = int(processes.agree(np.asarray(length)))
@@ -257,6 +256,31 @@ def _run(
     return Result(folder, status, summary)
 
 
+def lasting(report: Callable[[Any], None], warn: Warn) -> Callable[[Any], None]:
+    """A report that is silent once it has failed: what is only to be seen ends nothing.
+
+    Args:
+        report: takes a snapshot.
+        warn: told of the failure.
+
+    Returns:
+        Does not fail; an interrupt passes.
+    """
+    failed = False
+
+    def tell(snapshot: Any) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            report(snapshot)
+        except (Exception, SystemExit) as error:  # of a pipe that was closed rich makes a SystemExit
+            failed = True
+            warn(f"The report of the progress failed, and is silent from here on: {error!r}.")
+
+    return tell
+
+
 def stop_at(stop_return: float | None, returns: Any, diverged_at: Any) -> bool:
     """Whether a run has reached what it was to reach.
 
@@ -286,7 +310,6 @@ class _Record:
         self.saved_at = start.iteration if start.tree is not None else None
         self.saved_time = time.perf_counter()
         self.kept: Any = None
-        self.silent = False
         self.reported: set[str] = set()
         self.metrics: store.MetricsFile | None = None
         if processes.is_first():
@@ -308,16 +331,6 @@ class _Record:
             return {}
         names = ("seconds", "host_seconds", "steps_per_second", "compile_seconds")
         return {name: before[name] for name in names if name in before}
-
-    def tell(self, report: Report, snapshot: Snapshot) -> None:
-        """What is to be seen of the run. A report that fails is none from then on, and ends nothing."""
-        if self.silent:
-            return
-        try:
-            report(snapshot)
-        except (Exception, SystemExit) as error:  # of a pipe that was closed rich makes a SystemExit
-            self.silent = True
-            self.warn(f"The report of the progress failed and is silent from here on: {error!r}.")
 
     def until_checkpoint(self, iteration: int) -> int:
         """Iterations until the next one that is due by their number."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from pgjax._checks import at_least_one
 from pgjax.experiment import (
     batches,
     files,
@@ -52,6 +53,14 @@ class Sweep(NamedTuple):
     memory: float | None = None
     devices: int | None = None
     format: str = "csv"
+
+    def steps_of_settings(self) -> list[int]:
+        """How many environment steps a run of each setting is to make.
+
+        Returns:
+            One number a setting.
+        """
+        return [int(setting.get("steps", self.preset.steps)) for setting in self.settings]
 
 
 class SweepSnapshot(NamedTuple):
@@ -193,6 +202,7 @@ def check(sweep: Sweep) -> Plan:
             f"The environments of {sweep.preset.environment} live on the host, which cannot map them over "
             "settings: train one at a time."
         )
+    at_least_one(seeds=sweep.seeds)
     groups = grid.groups(sweep.preset, sweep.settings)
     first = store.Settings(groups[0].preset, sweep.seeds, sweep.seed, devices=sweep.devices)
     grid.with_name(lambda: runner.check(first), sweep.settings[groups[0].numbers[0]])
@@ -261,6 +271,7 @@ def _run(
         with runner.deferred_interrupt() as interrupted:
             status, failure = "finished", None
             try:
+                report = runner.lasting(report, warn)
                 for chunk in record.chunks(plan):
                     report(record.snapshot(chunk))
                     if interrupted() and not record.is_complete():
@@ -288,7 +299,7 @@ class _Record:
         self.texts = tidy.setting_columns(sweep.settings, others)
         self.kinds = tidy.setting_kinds(sweep.settings, others)
         header = ["run", *self.texts, *store.COLUMNS, *plan.metrics]
-        self.table = tidy.MetricsTable(folder, header, runs={record.run for record in ended})
+        self.table = tidy.MetricsTable(folder, header, ended=ended)
         self.num_runs = len(sweep.settings) * sweep.seeds
         self.best = ranking.best_score(ended, sweep.seeds)
         self.reported: set[str] = set()
@@ -349,13 +360,13 @@ class _Record:
 
     def snapshot(self, chunk: Chunk) -> SweepSnapshot:
         """What to say after a chunk."""
-        steps = self.sweep.preset.steps
+        steps = self.sweep.seeds * sum(self.sweep.steps_of_settings())
         done = len(self.ended) + (0.0 if chunk.ended else chunk.done)
         return SweepSnapshot(
             runs=len(self.ended),
             num_runs=self.num_runs,
-            env_steps=np.array([done * steps]),
-            steps=self.num_runs * steps,
+            env_steps=np.array([done / self.num_runs * steps]),
+            steps=steps,
             steps_per_second=self.env_steps / self.seconds(),
             best=self.best,
             diverged=sum(record.diverged_at >= 0 for record in self.ended),
@@ -364,10 +375,11 @@ class _Record:
     def summary(self, status: str) -> dict[str, Any]:
         """What summary.json says."""
         preset, seconds = self.sweep.preset, self.seconds()
+        steps = sorted(set(self.sweep.steps_of_settings()))
         return {
             "algorithm": preset.algorithm,
             "environment": preset.environment,
-            "steps": preset.steps,
+            "steps": steps[0] if len(steps) == 1 else steps,
             "seeds": self.sweep.seeds,
             "seed": self.sweep.seed,
             "status": status,
