@@ -125,15 +125,8 @@ def make(
     References:
         Mnih et al. 2015, Human-level control through deep reinforcement learning, algorithm 1.
     """
-    at_least_one(
-        num_envs=num_envs,
-        num_steps=num_steps,
-        num_updates=num_updates,
-        num_gradient_steps=num_gradient_steps,
-        batch_size=batch_size,
-        capacity=capacity,
-        n_step=n_step,
-    )
+    at_least_one(num_envs=num_envs, num_steps=num_steps, num_updates=num_updates, n_step=n_step)
+    at_least_one(num_gradient_steps=num_gradient_steps, batch_size=batch_size, capacity=capacity)
     warmup = -(-warmup_steps // num_envs)
     if warmup < n_step:
         raise ValueError(
