@@ -299,7 +299,7 @@ class _Record:
         self.texts = tidy.setting_columns(sweep.settings, others)
         self.kinds = tidy.setting_kinds(sweep.settings, others)
         header = ["run", *self.texts, *store.COLUMNS, *plan.metrics]
-        self.table = tidy.MetricsTable(folder, header, ended=ended)
+        self.table = tidy.MetricsTable(folder, header, runs={record.run for record in ended})
         self.num_runs = len(sweep.settings) * sweep.seeds
         self.best = ranking.best_score(ended, sweep.seeds)
         self.reported: set[str] = set()

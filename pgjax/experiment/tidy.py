@@ -44,24 +44,23 @@ class RunRecord(NamedTuple):
 class MetricsTable:
     """metrics.csv of a sweep, open for appending and held against other processes."""
 
-    def __init__(self, folder: Path, header: Sequence[str], *, ended: Sequence[RunRecord] = ()):
-        """Open it, keeping only the rows of the runs that have ended.
+    def __init__(self, folder: Path, header: Sequence[str], *, runs: Collection[int] = ()):
+        """Open it, keeping only the rows of some runs.
 
         Args:
             folder: the sweep's.
             header: its columns; "run" is the first.
-            ended: whose rows stay; they stand before all others.
+            runs: whose rows stay; they stand before all others.
 
         Raises:
-            ValueError: if it has other columns, if it lacks rows of those runs, or if another process writes
-                this sweep.
+            ValueError: if it has other columns, or if another process writes this sweep.
             OSError: if it cannot be opened.
         """
         self.path = folder / "metrics.csv"
         self.header = list(header)
         self.journal = files.Journal(self.path)
         try:
-            end = self._find(ended) if ended else 0
+            end = self._find(runs) if runs else 0
             self.journal.cut(end)
         except BaseException:
             self.journal.close()
@@ -85,9 +84,9 @@ class MetricsTable:
         self.journal.append(_lines(zip(*texts, strict=True)))
         self.journal.flush()
 
-    def _find(self, ended: Sequence[RunRecord]) -> int:
+    def _find(self, runs: Collection[int]) -> int:
         """Where the rows of other runs begin."""
-        wanted, found = {str(record.run).encode() for record in ended}, 0
+        wanted, end = {str(run).encode() for run in runs}, 0
         with self.path.open("rb") as file:
             if (first := file.readline()) != _lines([self.header]):
                 raise ValueError(f"{self.path} is damaged: its first line does not name the sweep's columns.")
@@ -95,12 +94,7 @@ class MetricsTable:
             for line in file:
                 if line.partition(b",")[0] not in wanted or not line.endswith(b"\n"):
                     break
-                end, found = end + len(line), found + 1
-        if found != (rows := sum(record.iterations for record in ended)):
-            raise ValueError(
-                f"{self.path} is damaged: it holds {found:,} of the {rows:,} rows of the {len(ended)} runs "
-                "that have ended. Begin a new sweep, or take the runs out of runs.csv to do them again."
-            )
+                end += len(line)
         return end
 
 
