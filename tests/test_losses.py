@@ -63,6 +63,15 @@ def test_a_ratio_that_overflows_beyond_the_clip_has_no_slope(log_ratio):
     assert slope == 0.0
 
 
+@pytest.mark.parametrize(
+    ("log_ratio", "advantage", "slope"), [(1.0, 2.0, -2.0), (-1.0, -2.0, -2.0), (0.1, 2.0, 0.0)]
+)
+def test_the_clip_range_can_be_differentiated(log_ratio, advantage, slope):
+    """Beyond the bound 1 ± ε the loss is −(1 ± ε) A, within it knows no ε."""
+    loss = lambda eps: pgjax.clipped_surrogate_loss(log_ratio, 0.0, advantage, clip_eps=eps)  # noqa: E731
+    assert jax.grad(loss)(0.2) == slope
+
+
 @pytest.mark.parametrize("advantage", [-1.0, 1.0])
 def test_a_clip_range_that_is_no_number_is_seen(advantage):
     assert jnp.isnan(pgjax.clipped_surrogate_loss(3.0, 0.0, jnp.asarray(advantage), clip_eps=jnp.nan))

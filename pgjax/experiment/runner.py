@@ -80,7 +80,7 @@ def run(
         settings: of the run. Run i of its seeds uses the key of `seed + i`, the same stream however many run.
         out: the folder; None for `runs/<algorithm>-<environment>-<time>`.
         sinks: called with steps and metrics about once a second, beside metrics.csv.
-        report: called after every chunk.
+        report: called after every chunk; one that fails is silent from then on, and ends nothing.
         warn: told of what goes wrong without ending the run; by default Python's warnings are.
 
     Returns:

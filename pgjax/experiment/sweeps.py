@@ -104,7 +104,7 @@ def run(
     Args:
         sweep: what to run.
         out: the folder; None for `runs/sweep-<algorithm>-<environment>-<time>`.
-        report: called after every chunk.
+        report: called after every chunk; one that fails is silent from then on, and ends nothing.
         warn: told of what goes wrong without ending the sweep; by default Python's warnings are.
 
     Returns:
