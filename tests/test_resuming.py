@@ -62,6 +62,22 @@ def test_a_run_that_goes_on_is_the_run_that_was_never_cut(tmp_path):
     assert_same_run(folder, tiny_run().folder)
 
 
+def test_its_times_are_those_of_all_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        runner, "compile_programs", lambda *run: compile_once(*run)._replace(compile_seconds=2.0)
+    )
+    summaries = [files.read_json(cut_off(tmp_path / "run") / "summary.json")]
+    for _ in range(2):  # the second time nothing is left to do
+        runner.resume(tmp_path / "run", report=lambda snapshot: time.sleep(0.1), warn=no_warning)
+        summaries.append(files.read_json(tmp_path / "run" / "summary.json"))
+    first, whole, again = summaries
+    assert [summary["compile_seconds"] for summary in summaries] == [2.0, 4.0, 4.0]
+    assert whole["host_seconds"] >= first["host_seconds"] + 0.1
+    assert whole["seconds"] - whole["host_seconds"] > first["seconds"] - first["host_seconds"] > 0
+    times = ("seconds", "host_seconds", "steps_per_second")
+    assert [again[name] for name in times] == [whole[name] for name in times]
+
+
 def test_rows_beyond_the_checkpoint_and_torn_ones_are_cut(tmp_path):
     folder = cut_off(tmp_path / "run")
     lines = (tiny_run().folder / "metrics.csv").read_text().splitlines(keepends=True)

@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pgjax import placement, training
-from pgjax.experiment import checkpoints, presets, programs, runner, statistics
+from pgjax.experiment import checkpoints, presets, programs, statistics
 from pgjax.experiment.grid import Group
+from pgjax.experiment.history import extend, iterations_left, metric_columns
 from pgjax.experiment.store import SUMS
 from pgjax.experiment.tidy import RunRecord
 
@@ -241,19 +242,19 @@ def train_batch(group: Group, batches: Batches, runs: Any, *, seeds: int, seed: 
         hyper, names, progress = batches.begin(hyper, seed + rows % seeds)
     history = {name: np.zeros((len(runs), 0)) for name in SUMS}
     diverged_at, length = np.full(len(runs), -1), 1
-    while left := runner.iterations_left(steps, most, history, diverged_at):
+    while left := iterations_left(steps, most, history, diverged_at):
         start, began = history["env_steps"].shape[1], time.perf_counter()
         length = min(length, left, programs.MAX_CHUNK)
         with _saying_so(batches.rows):
             progress, buffer = batches.chunk(hyper, names, progress, np.int32(start), np.int32(length))
             metrics = {k: np.asarray(v)[: len(runs), :length] for k, v in buffer.items()}
             diverged_at = np.asarray(progress.diverged_at)[: len(runs)]
-        before, history = history, runner.extend(history, metrics, diverged_at)
+        before, history = history, extend(history, metrics, diverged_at)
         columns = _columns(runs, before, metrics, diverged_at, steps)
         columns["seed"] = seed + columns["run"] % seeds
         length = max(1, min(8 * length, int(length * _CHUNK_SECONDS / (time.perf_counter() - began))))
         done = np.minimum(history["env_steps"].sum(axis=1) / steps, 1.0)
-        ended = not runner.iterations_left(steps, most, history, diverged_at)
+        ended = not iterations_left(steps, most, history, diverged_at)
         yield Chunk(
             columns,
             float(metrics["env_steps"].sum()),
@@ -280,7 +281,7 @@ def _columns(runs: Any, before: Any, metrics: dict[str, Any], diverged_at: Any, 
     """A run's rows end with its own steps, however long others of its batch go on."""
     so_far = before["env_steps"].sum(axis=1, keepdims=True) + np.cumsum(metrics["env_steps"], axis=1)
     unfinished = so_far - metrics["env_steps"] < steps
-    columns = runner.metric_columns(runs, before, metrics | {"unfinished": unfinished}, diverged_at)
+    columns = metric_columns(runs, before, metrics | {"unfinished": unfinished}, diverged_at)
     wanted = columns.pop("unfinished")
     return {"run" if name == "seed" else name: x[wanted] for name, x in columns.items()}
 

@@ -191,7 +191,7 @@ def _train_here(settings: Any, chosen: Any) -> int:
     """Train with settings that are read, and say how it goes."""
     from rich.console import Console
 
-    from pgjax.experiment import display, presets, processes, resuming, runner
+    from pgjax.experiment import display, history, presets, processes, resuming, runner
 
     console = Console()
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
@@ -213,7 +213,7 @@ def _train_here(settings: Any, chosen: Any) -> int:
     count = f"{settings.seeds} seeds" if settings.seeds > 1 else f"seed {settings.seed}"
     where = f" from iteration {start.iteration}" if chosen.resume else ""
     most = presets.iteration_size(preset)[0]
-    left = runner.iterations_left(preset.steps, most, start.history, start.diverged_at)
+    left = history.iterations_left(preset.steps, most, start.history, start.diverged_at)
     then = "compiling" if left else "nothing is left to do"
     say(f"{preset.algorithm} on {preset.environment}: {preset.steps:,} steps, {count}{where}; {then}")
     with display.live(console) as report:

@@ -1,14 +1,29 @@
 """From a run's folder back to where the run stood, or a list of what is in the way."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pgjax.experiment import checkpoints, presets, programs, store
+from pgjax.experiment import checkpoints, files, presets, programs, store
 from pgjax.experiment.presets import Preset
 from pgjax.experiment.store import Settings
+
+
+class Times(NamedTuple):
+    """What a run has taken, over all its parts.
+
+    Attributes:
+        seconds: from the first iteration to the last, less what lies between two parts.
+        host_seconds: of these, those in which no program ran.
+        compile_seconds: before the first iteration of each part.
+    """
+
+    seconds: float = 0.0
+    host_seconds: float = 0.0
+    compile_seconds: float = 0.0
 
 
 class Start(NamedTuple):
@@ -17,14 +32,14 @@ class Start(NamedTuple):
     Attributes:
         iteration: iterations done.
         history: the sums of each, `[S, iteration]` by name.
-        seconds: they took.
+        times: they took.
         tree: `keys` and `progress` for `programs.compile_programs`; None at the very beginning.
         diverged_at: `[S]`, −1 for none.
     """
 
     iteration: int
     history: dict[str, np.ndarray[Any, Any]]
-    seconds: float
+    times: Times
     tree: Any
     diverged_at: np.ndarray[Any, Any]
 
@@ -39,7 +54,7 @@ def beginning(seeds: int) -> Start:
         Nothing done.
     """
     history = {name: np.zeros((seeds, 0)) for name in store.SUMS}
-    return Start(0, history, 0.0, None, np.full(seeds, -1))
+    return Start(0, history, Times(), None, np.full(seeds, -1))
 
 
 def read(
@@ -98,23 +113,32 @@ def read(
     diverged_at = np.atleast_1d(tree["progress"].diverged_at)[:seeds]
     if rows != about["rows"]:
         tree = programs.fit_rows(tree, seeds, rows)
-    return settings, Start(iteration, history, about["seconds"], tree, diverged_at)
+    return settings, Start(iteration, history, _times(folder, iteration, about), tree, diverged_at)
 
 
-def describe(settings: Settings, rows: int, devices: int, seconds: float) -> dict[str, Any]:
+def describe(settings: Settings, rows: int, devices: int, times: Times) -> dict[str, Any]:
     """What a checkpoint says of its run.
 
     Args:
         settings: of the run.
         rows: that run.
         devices: that are used.
-        seconds: since the first iteration.
+        times: that it took so far.
 
     Returns:
         JSON.
     """
     where = store.surroundings() | {"devices": devices}
-    return {"settings": _plain(settings), "rows": rows, "seconds": seconds, **where}
+    return {"settings": _plain(settings), "rows": rows, **times._asdict(), **where}
+
+
+def _times(folder: Path, iteration: int, about: Mapping[str, Any]) -> Times:
+    """What a run took until a checkpoint; those in its summary, if it stopped there: they end later."""
+    with contextlib.suppress(OSError, ValueError):  # it is written anew
+        summary = files.read_json(folder / "summary.json")
+        if summary.get("iterations") == iteration:
+            about = summary
+    return Times(**{name: about.get(name, 0.0) for name in Times._fields})
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """A run cut into chunks of about a second, between which the host looks, writes and decides."""
 
-import math
 import shutil
 import signal
-import tempfile
 import threading
 import time
 import warnings
@@ -17,15 +15,15 @@ import numpy as np
 
 from pgjax import envs, rollouts
 from pgjax._checks import at_least_one
-from pgjax.experiment import checkpoints, plots, presets, processes, programs, resuming, statistics, store
-from pgjax.experiment.presets import Preset
+from pgjax.experiment import checkpoints, plots, presets, processes, programs, resuming, store
+from pgjax.experiment.history import by_seed, extend, iterations_left, metric_columns, scores, summarize
 from pgjax.experiment.programs import compile_programs
-from pgjax.experiment.resuming import Start
+from pgjax.experiment.record import Record
+from pgjax.experiment.resuming import Start, Times
 from pgjax.experiment.sinks import Sink, chunk_metrics, running
-from pgjax.experiment.store import SUMS, Settings
+from pgjax.experiment.store import Settings
 
 _CHUNK_SECONDS = 1.0
-_CHECKPOINT_SECONDS = 600.0
 
 
 class Snapshot(NamedTuple):
@@ -178,7 +176,7 @@ def run_in(
     Returns:
         As `run`.
     """
-    record = _Record(folder, settings, start, warn or _warn)
+    record = Record(folder, settings, start, warn or _warn)
     try:
         return _run(record, settings, start, sinks, report)
     finally:
@@ -186,7 +184,7 @@ def run_in(
 
 
 def _run(
-    record: "_Record", settings: Settings, start: Start, listeners: Sequence[Sink], report: Report
+    record: Record, settings: Settings, start: Start, listeners: Sequence[Sink], report: Report
 ) -> Result:
     preset, seeds = settings.preset, settings.seeds
     names = np.arange(settings.seed, settings.seed + seeds)
@@ -199,6 +197,16 @@ def _run(
 
     def left() -> int:
         return iterations_left(preset.steps, most, history, diverged_at)
+
+    def times() -> Times:
+        if compiled is None:  # of a run that had ended nothing is measured anew
+            return start.times
+        elapsed, before = time.perf_counter() - begin, start.times
+        return Times(
+            before.seconds + elapsed,
+            before.host_seconds + elapsed - device_seconds,
+            before.compile_seconds + compiled.compile_seconds,
+        )
 
     with deferred_interrupt() as interrupted, running(listeners, record.warn) as emit:
         if left():
@@ -221,11 +229,10 @@ def _run(
                 before, history = history, extend(history, metrics, diverged_at)
                 columns = metric_columns(names, before, metrics, diverged_at)
                 record.append(columns)
-                done, returns = history["env_steps"].sum(axis=1), _scores(history, preset.steps)[0]
+                done, returns = history["env_steps"].sum(axis=1), scores(history, preset.steps)[0]
                 emit(int(done.max()), chunk_metrics(names, columns))
-                seconds = start.seconds + time.perf_counter() - begin
-                report(Snapshot(done, preset.steps, seconds, returns, _by_seed(names, diverged_at)))
-                record.checkpoint_if_due(compiled, progress, history, seconds)
+                report(Snapshot(done, preset.steps, times().seconds, returns, by_seed(names, diverged_at)))
+                record.checkpoint_if_due(compiled, progress, history, times())
                 length = max(1, min(8 * length, int(length * _CHUNK_SECONDS / chunk_seconds)))
                 length = int(processes.agree(np.asarray(length)))
                 if stop_at(settings.stop_return, returns, diverged_at):
@@ -235,21 +242,15 @@ def _run(
         except KeyboardInterrupt:
             status = "interrupted"
         status = "diverged" if (diverged_at >= 0).all() else status
-        elapsed = time.perf_counter() - begin
-        seconds = start.seconds + elapsed
+        taken = times()
         if compiled is not None:
-            record.checkpoint(compiled, progress, history, seconds, last=True)
-        host_seconds = time.perf_counter() - begin - device_seconds
+            record.checkpoint(compiled, progress, history, taken, last=True)
         summary = summarize(preset, names, history, diverged_at) | {
             "status": status,
-            "seconds": seconds,
-            "host_seconds": host_seconds,
-            "steps_per_second": float(history["env_steps"].sum() / seconds) if seconds else None,
-            "compile_seconds": compiled.compile_seconds if compiled else 0.0,
+            **taken._asdict(),
+            "steps_per_second": float(history["env_steps"].sum() / taken.seconds) if taken.seconds else None,
             **store.surroundings(),
         }
-        if compiled is None:  # of a run that had ended nothing is measured anew
-            summary |= record.times_before()
         folder = record.finish(summary)
         if processes.is_first() and history["episodes"].any():
             _draw(folder, f"{preset.algorithm} on {preset.environment}", record.warn)
@@ -296,115 +297,6 @@ def stop_at(stop_return: float | None, returns: Any, diverged_at: Any) -> bool:
     return stop_return is not None and len(healthy) > 0 and bool(np.mean(healthy) >= stop_return)
 
 
-class _Record:
-    """What is written of a run, and what happens where it cannot be written.
-
-    Nothing that goes wrong here ends a run: it is reported once, tried again, and in the end everything goes
-    into a folder of the system's temporary ones. With several processes a failure ends all of them instead,
-    for they would wait for each other.
-    """
-
-    def __init__(self, folder: Path, settings: Settings, start: Start, warn: Warn):
-        self.folder, self.settings, self.warn = folder, settings, warn
-        self.layout = programs.layout(settings)
-        self.saved_at = start.iteration if start.tree is not None else None
-        self.saved_time = time.perf_counter()
-        self.kept: Any = None
-        self.reported: set[str] = set()
-        self.metrics: store.MetricsFile | None = None
-        if processes.is_first():
-            until = np.where(start.diverged_at < 0, start.iteration, start.diverged_at + 1)
-            self.metrics = store.MetricsFile(folder, until=start.iteration, rows=int(until.sum()))
-            store.write_config(folder, settings, self.layout.devices)
-
-    def append(self, columns: Mapping[str, Any]) -> None:
-        """Rows for metrics.csv."""
-        if self.metrics is not None:
-            with self._surviving("metrics.csv"):
-                self.metrics.append(columns)
-
-    def times_before(self) -> dict[str, Any]:
-        """What the summary in the folder says of times; nothing if there is none."""
-        try:
-            before = store.read_json(self.folder / "summary.json")
-        except (OSError, ValueError):
-            return {}
-        names = ("seconds", "host_seconds", "steps_per_second", "compile_seconds")
-        return {name: before[name] for name in names if name in before}
-
-    def until_checkpoint(self, iteration: int) -> int:
-        """Iterations until the next one that is due by their number."""
-        every = self.settings.checkpoint_every
-        return programs.MAX_CHUNK if every is None else every - iteration % every
-
-    def checkpoint_if_due(self, compiled: Any, progress: Any, history: Any, seconds: float) -> None:
-        """A checkpoint, every so many iterations or every ten minutes."""
-        every, iteration = self.settings.checkpoint_every, history["env_steps"].shape[1]
-        late = time.perf_counter() - self.saved_time >= _CHECKPOINT_SECONDS
-        if iteration % every == 0 if every else bool(processes.agree(np.asarray(late))):
-            self.checkpoint(compiled, progress, history, seconds)
-
-    def checkpoint(
-        self, compiled: Any, progress: Any, history: Any, seconds: float, *, last: bool = False
-    ) -> None:
-        """A checkpoint now; the last one is kept in memory if it cannot be written."""
-        iteration, self.saved_time = history["env_steps"].shape[1], time.perf_counter()
-        if iteration == self.saved_at:
-            return
-        tree = {"keys": compiled.keys, "progress": progress, "history": history if iteration else {}}
-        about = resuming.describe(self.settings, *self.layout, seconds)
-        rows_are_there = False
-        with self._surviving("metrics.csv"):  # a checkpoint is worth nothing without the rows before it
-            if self.metrics is not None:
-                self.metrics.journal.flush()
-                self.metrics.journal.sync()
-            rows_are_there = True
-        with self._surviving(f"the checkpoint of iteration {iteration}", "checkpoint"):
-            if rows_are_there:
-                checkpoints.save(self.folder, iteration, tree, about, keep=self.settings.keep)
-                self.saved_at = iteration
-        if last and self.saved_at != iteration:
-            self.kept = iteration, tree, about
-
-    def finish(self, summary: Mapping[str, Any]) -> Path:
-        """The summary; and everything elsewhere, if the folder does not take it. Returns the folder."""
-        if self.metrics is None:
-            return self.folder
-        try:
-            self.metrics.journal.flush()
-            if self.kept is not None:
-                checkpoints.save(self.folder, *self.kept, keep=self.settings.keep)
-            store.write_json(self.folder / "summary.json", summary)
-            return self.folder
-        except OSError as error:
-            if jax.process_count() > 1:
-                raise
-            elsewhere = Path(tempfile.mkdtemp(prefix="pgjax-"))
-            store.write_config(elsewhere, self.settings, self.layout.devices)
-            self.metrics.journal.copy_to(elsewhere / "metrics.csv")
-            if self.kept is not None:
-                checkpoints.save(elsewhere, *self.kept, keep=self.settings.keep)
-            store.write_json(elsewhere / "summary.json", summary)
-            self.warn(f"{self.folder} cannot be written ({error}): the run is kept in {elsewhere}.")
-            return elsewhere
-
-    def close(self) -> None:
-        """Let go of the folder."""
-        if self.metrics is not None:
-            self.metrics.journal.close()
-
-    @contextmanager
-    def _surviving(self, what: str, kind: str | None = None) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if jax.process_count() > 1:
-                raise
-            if (kind or what) not in self.reported:
-                self.reported.add(kind or what)
-                self.warn(f"{what} cannot be written ({error}); the run goes on, and tries again.")
-
-
 def _draw(folder: Path, label: str, warn: Warn) -> None:
     try:
         plots.save(plots.learning_curve(store.read_metrics(folder), label=label), folder / "curve.png")
@@ -438,36 +330,6 @@ def check(settings: Settings) -> None:
         )
     algorithm = presets.build(settings.preset, made=made)
     jax.eval_shape(lambda key: algorithm.step(key, algorithm.init(key)), jax.random.key(0))
-
-
-def summarize(preset: Preset, names: Any, history: dict[str, Any], diverged_at: Any) -> dict[str, Any]:
-    """The scores of a run.
-
-    Args:
-        preset: the settings.
-        names: the seeds `[S]`.
-        history: sums of every iteration, `[S, I]`.
-        diverged_at: `[S]`, −1 for none.
-
-    Returns:
-        What summary.json says of them.
-    """
-    returns, episodes = _scores(history, preset.steps)
-    known = returns[~np.isnan(returns)]
-    low, high = statistics.interval(known) if len(known) > 1 else (math.nan, math.nan)
-    return {
-        "algorithm": preset.algorithm,
-        "environment": preset.environment,
-        "steps": preset.steps,
-        "seeds": names,
-        "iterations": history["env_steps"].shape[1],
-        "env_steps": history["env_steps"].sum(axis=1).astype(int),
-        "final_return": returns,
-        "final_episodes": episodes,
-        "iqm": float(statistics.iqm(known)) if len(known) else None,
-        "iqm_interval": None if math.isnan(low) else [float(low), float(high)],
-        "diverged": _by_seed(names, diverged_at),
-    }
 
 
 def evaluate(run: str | Path, *, episodes: int = 100, seed: int = 0) -> dict[int, float]:
@@ -531,77 +393,6 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def iterations_left(steps: int, most: int, history: dict[str, Any], diverged_at: Any) -> int:
-    """Iterations that the slowest healthy seed needs at least: nobody runs past the end by more than one.
-
-    Args:
-        steps: wanted of every seed.
-        most: environment steps of one iteration, at most.
-        history: sums of every iteration so far, `[S, I]`.
-        diverged_at: `[S]`, −1 for none.
-
-    Returns:
-        How many; 0 at the end.
-    """
-    healthy = history["env_steps"].sum(axis=1)[diverged_at < 0]
-    return max(0, math.ceil((steps - healthy.min()) / most)) if len(healthy) else 0
-
-
-def extend(history: dict[str, Any], metrics: dict[str, Any], diverged_at: Any) -> dict[str, Any]:
-    """The sums of all iterations; nothing counts of a seed from its divergence on.
-
-    Args:
-        history: sums of every iteration before, `[S, I]`.
-        metrics: of the iterations that follow, `[S, J]`.
-        diverged_at: `[S]`, −1 for none.
-
-    Returns:
-        The sums, `[S, I + J]`.
-    """
-    start, length = history["env_steps"].shape[1], metrics["env_steps"].shape[1]
-    counts = (diverged_at[:, None] < 0) | (start + np.arange(length) < diverged_at[:, None])
-    rows = {k: np.where(counts, metrics[k], 0.0) for k in SUMS}
-    return {k: np.concatenate([history[k], rows[k]], axis=1) for k in SUMS}
-
-
-def _scores(history: dict[str, Any], steps: int) -> tuple[Any, Any]:
-    return statistics.scores(history["env_steps"], history["episodes"], history["episode_return_sum"], steps)
-
-
-def metric_columns(
-    names: Any, history: dict[str, Any], metrics: dict[str, Any], diverged_at: Any
-) -> dict[str, Any]:
-    """The rows that follow `history`, by iteration; a seed's last row is that of its divergence.
-
-    Args:
-        names: what stands in the column `seed`, `[S]`.
-        history: sums of every iteration before, `[S, I]`.
-        metrics: of the iterations that follow, `[S, J]`.
-        diverged_at: `[S]`, −1 for none.
-
-    Returns:
-        Columns by name, as metrics.csv has them.
-    """
-    iteration = history["env_steps"].shape[1] + np.arange(metrics["env_steps"].shape[1])
-    written = ((diverged_at[:, None] < 0) | (iteration <= diverged_at[:, None])).T
-    before = history["env_steps"].sum(axis=1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        columns = {
-            "seed": np.broadcast_to(names[:, None], (len(names), len(iteration))),
-            "iteration": np.broadcast_to(iteration, (len(names), len(iteration))),
-            "env_steps": (before + np.cumsum(metrics["env_steps"], axis=1)).astype(np.int64),
-            "episodes": metrics["episodes"].astype(np.int64),
-            "episode_return": metrics["episode_return_sum"] / metrics["episodes"],
-            "episode_length": metrics["episode_length_sum"] / metrics["episodes"],
-        }
-    columns |= {k: v for k, v in metrics.items() if k not in SUMS}
-    return {k: v.T[written] for k, v in columns.items()}
-
-
 def _rows(buffer: Any, seeds: int) -> Any:
     rows = np.asarray(buffer)
     return rows[None] if rows.ndim == 1 else rows[:seeds]
-
-
-def _by_seed(names: Any, diverged_at: Any) -> dict[int, int]:
-    return {int(s): int(i) for s, i in zip(names, diverged_at, strict=True) if i >= 0}
