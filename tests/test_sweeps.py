@@ -21,6 +21,7 @@ from pgjax.experiment import (
     cli,
     files,
     grid,
+    options,
     plots,
     presets,
     ranking,
@@ -670,7 +671,7 @@ def test_a_users_mistake_is_one_line_and_status_two(command, message, capsys, tm
     [("4GB", 4e9), ("4 gb", 4e9), ("512MiB", 2**29), ("1.5g", 1.5e9), ("1e9", 1e9), ("2048", 2048)],
 )
 def test_sizes_of_memory(text, size):
-    assert cli._num_bytes(text) == size
+    assert options.num_bytes(text) == size
 
 
 def test_rows_over_devices_need_no_communication(tmp_path):

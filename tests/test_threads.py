@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 
 import pytest
@@ -18,8 +19,8 @@ def chosen(monkeypatch, *args):
     found = []
     monkeypatch.setattr(sys, "argv", ["pgjax", *map(str, args)])
     monkeypatch.setattr(compilation, "keep_programs", lambda warn: None)
-    monkeypatch.setattr(cli, "_train", lambda args: found.append(cli.os.environ.get("PJRT_NPROC")) or 0)
-    monkeypatch.setattr(cli, "_list", lambda args: found.append(cli.os.environ.get("PJRT_NPROC")) or 0)
+    monkeypatch.setattr(cli, "_train", lambda args: found.append(os.environ.get("PJRT_NPROC")) or 0)
+    monkeypatch.setattr(cli, "_list", lambda args: found.append(os.environ.get("PJRT_NPROC")) or 0)
     assert cli.main() == 0
     return found[0]
 
@@ -74,7 +75,7 @@ def test_a_damaged_run_is_none_of_its_business(monkeypatch, tmp_path):
 def test_a_program_that_calls_the_command_keeps_its_threads(monkeypatch):
     monkeypatch.setattr(cli, "_train", lambda args: 0)
     assert cli.main(["train", "ppo"]) == 0
-    assert "PJRT_NPROC" not in cli.os.environ
+    assert "PJRT_NPROC" not in os.environ
 
 
 def test_other_commands_choose_nothing(monkeypatch):
@@ -83,6 +84,6 @@ def test_other_commands_choose_nothing(monkeypatch):
 
 def test_the_bound_is_one_of_environments():
     threads.choose_threads(threads.SMALL)
-    assert "PJRT_NPROC" not in cli.os.environ
+    assert "PJRT_NPROC" not in os.environ
     threads.choose_threads(threads.SMALL - 1)
-    assert cli.os.environ["PJRT_NPROC"] == "1"
+    assert os.environ["PJRT_NPROC"] == "1"
