@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pgjax import experiment
-from pgjax.experiment import checkpoints, processes, resuming, store
+from pgjax.experiment import checkpoints, cli, processes, resuming, store
 
 TRAIN = [sys.executable, "-m", "pgjax", "train", "a2c", "--num-envs", "4", "--num-steps", "16"]
 TRAIN += ["--network.hidden", "8", "--devices", "1"]
@@ -142,6 +142,37 @@ class TestStart:
         monkeypatch.setenv("JAX_PROCESS_ID", "three")
         with pytest.raises(ValueError, match="JAX_PROCESS_ID must be a number, got 'three'"):
             processes.start()
+
+    def test_it_says_that_it_waits(self, monkeypatch):
+        said = []
+        monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 0.01)
+        monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: time.sleep(0.5))
+        processes.start("host:1", 2, 1, warn=said.append)
+        assert said == ["Process 1 still waits for the others at host:1; JAX ends it after 300 seconds."]
+        said.clear()
+        monkeypatch.setattr(processes, "_PATIENCE_SECONDS", 0.5)
+        monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
+        processes.start("host:1", 2, 1, warn=said.append)
+        time.sleep(1.0)
+        assert not said
+
+    def test_a_port_that_is_taken_is_refused(self):
+        with closing(socket.socket()) as listening:
+            listening.bind(("", 0))
+            listening.listen()
+            port = listening.getsockname()[1]
+            with pytest.raises(ValueError, match=f"Port {port} of this machine is taken"):
+                processes.start(f"127.0.0.1:{port}", 2, 0)
+
+    def test_what_jax_refuses_is_said_in_one_line(self, monkeypatch, capsys):
+        def initialize(*args, **kwargs):
+            raise RuntimeError("must be called before\nany JAX calls")
+
+        monkeypatch.setattr(jax.distributed, "initialize", initialize)
+        args = ["train", "a2c", "--coordinator", "host:1", "--processes", "2", "--process-index", "1"]
+        assert cli.main(args) == 2
+        wanted = "pgjax: The processes did not come together: must be called before any JAX calls\n"
+        assert capsys.readouterr().err == wanted
 
 
 def test_alone_every_function_is_the_plain_thing():

@@ -219,5 +219,17 @@ def test_nothing_is_learned_from_what_is_forbidden(module):
     """−1 for ever at γ = 0.5 is worth −2; the forbidden action's value, still 0, must not count."""
     network = networks.LinearQ(2, lambda obs: obs)
     algorithm = module.make(Forbidden(), None, network, optax.sgd(0.5), gamma=0.5, num_updates=100)
-    state, _ = pgjax.train(KEY, algorithm, 1)
+    state, metrics = pgjax.train(KEY, algorithm, 1)
     np.testing.assert_allclose(state.learned.params["params"]["theta"][0], [-2.0, 0.0], atol=1e-4)
+    assert -2.0 < metrics["action_value"][0] < -1.8  # near −2 from the first updates on
+
+
+def test_dqn_reports_the_best_action_that_is_allowed():
+    network = networks.LinearQ(2, lambda obs: obs)
+    sizes = {"num_envs": 2, "batch_size": 8, "capacity": 64, "warmup_steps": 8, "num_updates": 4}
+    algorithm = dqn.make(Forbidden(), None, network, optax.sgd(0.0), **sizes)
+    state = algorithm.init(KEY)
+    params = jax.tree.map(lambda x: jnp.array([[-1.5, 3.0]]), state.learned.params)
+    state = state._replace(learned=state.learned._replace(params=params))
+    _, metrics = jax.jit(algorithm.step)(KEY, state)
+    assert metrics["action_value"] == -1.5

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pgjax.experiment import options, startup
-from pgjax.experiment.options import checked, fail, parse, peek, positional
+from pgjax.experiment.options import checked, complain, fail, parse, peek, positional
 
 _USAGE = """\
 usage: pgjax COMMAND ...
@@ -107,17 +107,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None and args[0] in ("train", "sweep", "evaluate"):
             from pgjax.experiment import compilation
 
-            compilation.keep_programs(warn=lambda text: print(f"pgjax: {text}", file=sys.stderr))
+            compilation.keep_programs(warn=complain)
             if args[0] == "train":
                 startup.choose_threads(args[1:])
         return commands[args[0]](args[1:])
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     except OSError as error:
-        print(f"pgjax: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     except KeyboardInterrupt:
-        print("pgjax: interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
 
 
@@ -196,7 +196,7 @@ def _train_here(settings: Any, chosen: Any) -> int:
     console = Console()
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
     # of several processes the first reports; an error is said by each
-    warn = lambda text: print(f"pgjax: {text}", file=sys.stderr) if processes.is_first() else None  # noqa: E731
+    warn = complain if processes.is_first() else lambda text: None
     checked(lambda: runner.check(settings))
     listeners = checked(lambda: _listeners(settings, chosen))
     if chosen.resume is None:
@@ -273,13 +273,12 @@ def _sweep(args: list[str]) -> int:
     if not console.is_terminal:  # nothing is there to fold the table for
         console = Console(width=max(console.width, 120))
     say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
-    warn = lambda text: print(f"pgjax: {text}", file=sys.stderr)  # noqa: E731
     if run:
         chosen = parse(_SweepOn, args, "pgjax sweep")
         memory = checked(lambda: options.num_bytes(chosen.memory))
         sweep = checked(lambda: sweeps.read_config(chosen.resume))[0]
         go = lambda report: sweeps.resume(  # noqa: E731
-            chosen.resume, memory=memory, devices=chosen.devices, report=report, warn=warn
+            chosen.resume, memory=memory, devices=chosen.devices, report=report, warn=complain
         )
     else:
         preset = checked(lambda: presets.preset(algorithm or "", peek(args, "--env", "") or None))
@@ -293,7 +292,7 @@ def _sweep(args: list[str]) -> int:
         )
         kept = {name: getattr(chosen, name) for name in ("seeds", "seed", "devices", "format")}
         sweep = sweeps.Sweep(shared, settings, drawn=random is not None, memory=memory, **kept)
-        go = lambda report: sweeps.run(sweep, out=chosen.out, report=report, warn=warn)  # noqa: E731
+        go = lambda report: sweeps.run(sweep, out=chosen.out, report=report, warn=complain)  # noqa: E731
     preset = sweep.preset
     count, each = len(sweep.settings), f"{sweep.seeds} seed{'s' if sweep.seeds > 1 else ''}"
     count = f"{count} setting{'s' if count > 1 else ''} × {each}"
@@ -309,7 +308,7 @@ def _sweep(args: list[str]) -> int:
     pictures = [path for name in ("heat_map.png", "scatter.png") if (path := folder / name).exists()]
     say(f"picture: {pictures[0]}" if pictures else f"sweep: {folder}")
     if result.status == "interrupted":
-        warn(f"interrupted; go on with: pgjax sweep --resume {folder}")
+        complain(f"interrupted; go on with: pgjax sweep --resume {folder}")
         return 130
     return 0 if summary["best"] is not None else 1
 
@@ -338,7 +337,7 @@ def _plot(args: list[str]) -> int:
     ax = plots.compare(dict(zip(labels, runs.values(), strict=True)))
     for label, metrics in zip(labels, runs.values(), strict=True):
         if not metrics["episodes"].any():
-            print(f"pgjax: {label} has no curve: no episode has ended.", file=sys.stderr)
+            complain(f"{label} has no curve: no episode has ended.")
     out = chosen.out if chosen.out.suffix else chosen.out.with_suffix(".png")
     checked(lambda: plots.save(ax, out))
     print(f"curves: {out}")

@@ -358,5 +358,14 @@ def fail(message: str) -> NoReturn:
     Raises:
         SystemExit: with status 2.
     """
-    print(f"pgjax: {' '.join(message.split())}", file=sys.stderr)
+    complain(" ".join(message.split()))
     raise SystemExit(2)
+
+
+def complain(message: str) -> None:
+    """Say what is wrong, and go on.
+
+    Args:
+        message: one line.
+    """
+    print(f"pgjax: {message}", file=sys.stderr)

@@ -4,6 +4,9 @@ With one process every function here is the plain thing that its name says.
 """
 
 import os
+import socket
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,22 +14,31 @@ import numpy as np
 
 _HEARTBEAT_SECONDS = 20  # a process that is silent for so long is dead, and the others end
 _SHUTDOWN_SECONDS = 60
+_START_SECONDS = 300  # after which JAX ends the process, without an error that could be caught
+_PATIENCE_SECONDS = 10.0
 
 
-def start(coordinator: str | None = None, num_processes: int | None = None, index: int | None = None) -> bool:
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    index: int | None = None,
+    *,
+    warn: Callable[[str], None] = lambda text: None,
+) -> bool:
     """Join the others, if there are others; must come before JAX's backend starts.
 
     Args:
         coordinator: `host:port` of process 0; None for JAX_COORDINATOR_ADDRESS, or no others at all.
         num_processes: None for JAX_NUM_PROCESSES, or what the cluster's manager says.
         index: of this process; None for JAX_PROCESS_ID, or what the cluster's manager says.
+        warn: told if the others are not there after ten seconds; after five minutes JAX ends the process.
 
     Returns:
         Whether there are others.
 
     Raises:
-        ValueError: if only some of it is given, or if a number is out of its range.
-        RuntimeError: if the others cannot be reached.
+        ValueError: if only some of it is given, if a number is out of its range, or if the port is taken.
+        RuntimeError: if JAX's backend has started, or the others were joined before.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if num_processes is None:
@@ -44,13 +56,24 @@ def start(coordinator: str | None = None, num_processes: int | None = None, inde
         raise ValueError(f"--processes must be at least 1, got {num_processes}.")
     if num_processes is not None and index is not None and not 0 <= index < num_processes:
         raise ValueError(f"--process-index must be between 0 and {num_processes - 1}, got {index}.")
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        index,
-        heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-    )
+    if index == 0 and _is_taken(int(port)):
+        raise ValueError(f"Port {port} of this machine is taken: give every process another --coordinator.")
+    which = "This process" if index is None else f"Process {index}"
+    text = f"{which} still waits for the others at {coordinator}; JAX ends it after {_START_SECONDS} seconds."
+    waiting = threading.Timer(_PATIENCE_SECONDS, warn, [text])
+    waiting.daemon = True
+    waiting.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            index,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+        )
+    finally:
+        waiting.cancel()
     return True
 
 
@@ -168,3 +191,14 @@ def _number(variable: str) -> int | None:
     if not text.isdigit():
         raise ValueError(f"The environment variable {variable} must be a number, got {text!r}.")
     return int(text)
+
+
+def _is_taken(port: int) -> bool:
+    """JAX would crash without a word."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # it may have been taken a moment ago
+        try:
+            listening.bind(("", port))
+        except OSError:
+            return True
+    return False

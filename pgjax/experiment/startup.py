@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from pgjax.experiment.options import checked, fail, peek
+from pgjax.experiment.options import checked, complain, fail, peek
 
 
 def start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> None:
@@ -42,7 +42,11 @@ def start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> N
             jax.config.update("jax_num_cpu_devices", wanted)
     coordinator = peek(args, "--coordinator", "") or None
     try:
-        checked(lambda: processes.start(coordinator, given.get("processes"), given.get("process-index")))
+        checked(
+            lambda: processes.start(
+                coordinator, given.get("processes"), given.get("process-index"), warn=complain
+            )
+        )
     except RuntimeError as error:
         fail(f"The processes did not come together: {error}")
 
