@@ -94,6 +94,7 @@ def test_a_range_of_a_decade_is_logarithmic_and_a_shorter_one_is_not():
     [
         ({}, 3, "options to draw"),
         ({"gamma": (0.9, 0.99)}, 0, "random must be at least 1"),
+        ({"gamma": (0.9, 0.99)}, "3", "random must be a whole number, got '3'"),
         ({"gamma": (0.99, 0.9)}, 3, "lower end first"),
         ({"name": ("adam", "sgd")}, 3, "only 2 were found"),
     ],

@@ -192,10 +192,25 @@ print(*np.asarray(metrics["policy_loss"])[:3, 0])
     np.testing.assert_allclose([float(x) for x in done.stdout.split()], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("seeds", [0, -1])
-def test_seeds_are_at_least_one(tmp_path, seeds):
-    with pytest.raises(ValueError, match="seeds must be at least 1"):
-        run_with(tmp_path, seeds=seeds)
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seeds": -1}, "seeds must be at least 1"),
+        ({"seeds": "2"}, "seeds must be a whole number, got '2'"),
+        ({"seeds": 2.0}, "seeds must be a whole number, got 2.0"),
+        ({"seeds": True}, "seeds must be a whole number, got True"),
+        ({"seed": "1"}, "seed must be a whole number, got '1'"),
+        ({"checkpoint_every": 1.5}, "checkpoint_every must be a whole number, got 1.5"),
+        ({"devices": "1"}, "devices must be a whole number, got '1'"),
+        ({"shard": "seeds"}, 'shard must be "seed" or "data", got \'seeds\''),
+        ({"stop_return": "high"}, "stop_return must be a number, got 'high'"),
+        ({"stop_return": float("nan")}, "stop_return must be a number, got nan"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_folder_is_made(tmp_path, kept, message):
+    with pytest.raises(ValueError, match=message):
+        run_with(tmp_path, **kept)
     assert not (tmp_path / "run").exists()
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_type_hints
 import jax
 import numpy as np
 
+from pgjax._checks import at_least_one, whole
 from pgjax.experiment import presets
 from pgjax.experiment.presets import Hyper, Preset
 
@@ -110,8 +111,8 @@ def draw(axes: Mapping[str, Sequence[Any]], number: int, seed: int) -> list[Sett
         ValueError: if there is nothing to draw from, a range is the wrong way round, or if there are not so
             many different settings.
     """
-    if number < 1:
-        raise ValueError(f"random must be at least 1, got {number}.")
+    at_least_one(random=number)
+    whole(seed=seed)
     if not axes:
         raise ValueError("A random search needs options to draw: give at least one of them several values.")
     for name, values in axes.items():

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pgjax import descent, placement, training
+from pgjax._checks import whole
 from pgjax.experiment import presets, processes, store
 from pgjax.experiment.store import Settings
 
@@ -68,6 +69,9 @@ def layout(settings: Settings) -> Layout:
     """
     there, seeds = jax.device_count(), settings.seeds
     devices = there if settings.devices is None else settings.devices
+    whole(devices=devices)
+    if settings.shard not in ("seed", "data"):
+        raise ValueError(f'shard must be "seed" or "data", got {settings.shard!r}.')
     if not 1 <= devices <= there:
         raise ValueError(
             f"devices must be between 1 and the {there} there are, got {devices}. (On CPUs only the command "

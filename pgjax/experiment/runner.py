@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from pgjax import envs, rollouts
-from pgjax._checks import at_least_one
+from pgjax._checks import at_least_one, real, whole
 from pgjax.experiment import checkpoints, plots, presets, processes, programs, resuming, store
 from pgjax.experiment.history import by_seed, extend, iterations_left, metric_columns, scores, summarize
 from pgjax.experiment.programs import compile_programs
@@ -319,6 +319,8 @@ def check(settings: Settings) -> None:
     """
     seeds, seed = settings.seeds, settings.seed
     at_least_one(seeds=seeds, checkpoint_every=settings.checkpoint_every, keep=settings.keep)
+    whole(seed=seed)
+    real(stop_return=settings.stop_return)
     if seed < 0 or seed + seeds > 2**31:
         raise ValueError(f"seed must be between 0 and {2**31 - seeds}, got {seed}.")
     programs.layout(settings)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from pgjax._checks import at_least_one
+from pgjax._checks import at_least_one, real, whole
 from pgjax.experiment import (
     batches,
     files,
@@ -195,6 +195,7 @@ def check(sweep: Sweep) -> Plan:
         raise ValueError(f'format must be "csv" or "parquet", got {sweep.format!r}.')
     if sweep.format == "parquet":
         tidy.require_parquet()
+    real(memory=sweep.memory)
     if sweep.memory is not None and not sweep.memory > 0:
         raise ValueError(f"memory must be above 0 bytes, got {sweep.memory}.")
     if presets.is_on_host(presets.environment(sweep.preset)):
@@ -203,6 +204,7 @@ def check(sweep: Sweep) -> Plan:
             "settings: train one at a time."
         )
     at_least_one(seeds=sweep.seeds)
+    whole(seed=sweep.seed, devices=sweep.devices)
     groups = grid.groups(sweep.preset, sweep.settings)
     first = store.Settings(groups[0].preset, sweep.seeds, sweep.seed, devices=sweep.devices)
     grid.with_name(lambda: runner.check(first), sweep.settings[groups[0].numbers[0]])
