@@ -425,7 +425,14 @@ def table(rows: harness.Rows) -> str:
         ],
         (),
     )
-    speed = ["steps / s", "ms", "compile side by side, s", "peak, MiB", "of the matrix rate", "of the bandwidth"]
+    speed = [
+        "steps / s",
+        "ms",
+        "compile side by side, s",
+        "peak, MiB",
+        "of the matrix rate",
+        "of the bandwidth",
+    ]
 
     def speeds(row: dict[str, Any]) -> list[str]:
         return [

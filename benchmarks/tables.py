@@ -14,7 +14,7 @@ import pathlib
 import sys
 from typing import Any
 
-from benchmarks import harness
+from benchmarks import harness, learning
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 ALGORITHMS = ("reinforce", "actor_critic", "a2c", "a3c", "ppo", "npg", "trpo", "acktr")
@@ -59,20 +59,30 @@ def learned(folder: pathlib.Path) -> str | None:
     for row in rows:
         algorithm, _, environment = row["name"].partition(":")
         scores.setdefault(environment, {})[algorithm] = _score(row)
-    names = [name for name in ALGORITHMS if any(name in found for found in scores.values())]
+    for algorithm, environment in learning.pairs():
+        if environment in scores:
+            scores[environment].setdefault(algorithm, "…")
+    names = [name for name in ALGORITHMS if any(f"{name}:{where}" in pairs for where in scores)]
     lines = [[where, *(found.get(name, "") for name in names)] for where, found in scores.items()]
     verdicts = [row.get("verdict") for row in rows]
     counts = ", ".join(
         f"{verdicts.count(verdict)} {text}"
         for verdict, text in (
-            ("reached", "reach what is published (bold)"),
-            ("below", "stay below it"),
-            ("failed", "fail (struck through)"),
+            ("reached", f"come {100 * learning.REACHED:.0f} % of that way or more (bold)"),
+            ("below", "less, or miss a bound on the worst seed"),
+            ("failed", f"less than {100 * learning.FAILED:.0f} % (struck through)"),
             (None, "are held against nothing"),
         )
         if verdict in verdicts
     )
-    return f"{harness.markdown(['environment', *names], lines)}\n\nOf {len(rows)} pairs {counts}."
+    told = [
+        "Each pair is held against what is published for it, for another algorithm there, or the most there "
+        f"is, and measured from what uniform actions get. Of {len(rows)} pairs {counts}."
+    ]
+    cells = [cell for found in scores.values() for cell in found.values()]
+    told += ["A cell with … is not trained yet."] if "…" in cells else []
+    told += ["† is of a preset that has changed since."] if any("†" in cell for cell in cells) else []
+    return f"{harness.markdown(['environment', *names], lines)}\n\n{' '.join(told)}"
 
 
 def _score(row: dict[str, Any]) -> str:
@@ -82,7 +92,7 @@ def _score(row: dict[str, Any]) -> str:
         return "~~none~~"
     text = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
     mark = {"reached": "**", "failed": "~~"}.get(row.get("verdict") or "", "")
-    return f"{mark}{text}{mark}"
+    return f"{mark}{text}{mark}{'†' if learning.is_outdated(row) else ''}"
 
 
 def fast(folder: pathlib.Path) -> str | None:

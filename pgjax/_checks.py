@@ -38,7 +38,7 @@ def real(**numbers: Any) -> None:
             raise ValueError(f"{name} must be a number, got {number!r}.")
 
 
-def at_least_one(**numbers: int | None) -> None:
+def at_least_one(**numbers: Any) -> None:
     """Refuse a number of something that is below 1; None is no number, and passes.
 
     Args:

@@ -36,8 +36,6 @@ _TABULAR = {"Cliff-tabular": _cliff}
 # What makes the environments of another suite, whose names have the suite's and a colon in front.
 _SUITES = {"brax": suites.make_brax, "craftax": suites.make_craftax, "gymnasium": host.make_gymnasium}
 
-_LIMITS = ("max_steps_in_episode", "max_timesteps")  # fields of gymnax's parameters and of craftax's
-
 
 class ClipAction:
     """An environment whose actions are clipped to its box; what is stored stays unclipped.
@@ -384,4 +382,6 @@ def max_steps(env_params: Any, default: int = 1000) -> int:
     Returns:
         Steps.
     """
-    return int(next((getattr(env_params, name) for name in _LIMITS if hasattr(env_params, name)), default))
+    return int(
+        next((getattr(env_params, name) for name in suites.LIMITS if hasattr(env_params, name)), default)
+    )

@@ -9,14 +9,18 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from types import NoneType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pgjax._advice import advice
+from pgjax._checks import at_least_one
 from pgjax.tabular.mdp import Box
 from pgjax.types import Array, PRNGKey
+
+LIMITS = ("max_steps_in_episode", "max_timesteps")  # fields of gymnax's parameters and of craftax's
 
 _CRAFTAX = [f"Craftax-{kind}-v1" for kind in ("Symbolic", "Pixels", "Classic-Symbolic", "Classic-Pixels")]
 _NEVER = 2**30  # steps; the sum of two such limits is still an int32
@@ -259,12 +263,16 @@ def change_params(
         The parameters.
 
     Raises:
-        ValueError: if a name is no field; near matches are listed.
+        ValueError: if a name is no field; near matches are listed. If a number is to be something else.
     """
     fields = getattr(env_params, "__dataclass_fields__", {})
-    for key in changes:
+    for key, value in changes.items():
         if key not in fields:
             raise ValueError(f"{name} has no parameter {key!r}. {advice(key, [*fields, *arguments])}")
+        if isinstance(getattr(env_params, key), int | float) and isinstance(value, str | NoneType):
+            raise ValueError(f"{key} must be a number, got {value!r}.")
+        if key in LIMITS and isinstance(value, int | float):
+            at_least_one(**{key: value})
     return dataclasses.replace(env_params, **changes) if changes else env_params
 
 

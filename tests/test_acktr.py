@@ -20,7 +20,7 @@ from pgjax.algorithms import acktr
 from pgjax.natural import kfac
 
 KEY = jax.random.key(0)
-NUM_ENVS, NUM_STEPS, GAMMA, ENTROPY = 4, 5, 0.9, 0.02
+NUM_ENVS, NUM_STEPS, GAMMA, ENTROPY = 4, 8, 0.9, 0.02
 
 
 def make(actor_optimizer=None, critic_optimizer=None, num_updates=1, **options):
@@ -74,6 +74,8 @@ def test_an_update_is_the_preconditioned_gradient_within_its_trust_region():
 
     act_key = jax.random.split(jax.random.split(jax.random.key(1), 1)[0], 3)[0]
     _, traj, _ = pgjax.rollout(act_key, state.env_carry, policy, *CARTPOLE, NUM_STEPS)
+    assert traj.terminated.any()
+    assert traj.truncated.any()
     v, next_v = (value.apply(old.critic_params, obs) for obs in (traj.obs, traj.next_obs))
     advantage = pgjax.gae(traj.reward, v, next_v, traj.terminated, traj.truncated, gamma=GAMMA, lambda_=0.8)
 

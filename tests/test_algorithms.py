@@ -34,7 +34,7 @@ from pgjax.algorithms import (
 )
 from pgjax.experiment import checkpoints
 from pgjax.improvement import natural_step
-from pgjax.natural.kfac import LayerEigen
+from pgjax.natural.kfac import LayerEigen, kfac_optimizer
 from pgjax.training import Progress, advance, init_progress, split_run_key
 from pgjax.types import Algorithm
 
@@ -251,7 +251,10 @@ class TestKeys:
             "sarsa",
             "q_learning",
             "td3-continuous",
+            "ddpg-continuous",
             "sac-continuous",
+            "sac-discrete",
+            "trpo",
         ],
     )
     def test_no_key_of_a_run_is_used_twice(self, name):
@@ -313,18 +316,12 @@ class TestIdentities:
         a2c_state, _ = jax.jit(by_a2c.step)(jax.random.split(KEY)[0], start)
         chex.assert_trees_all_close(ppo_state.learned.params, a2c_state.learned.params, rtol=1e-5, atol=1e-7)
 
-    def test_the_minibatches_of_ppo_do_not_depend_on_time_before_environments(self):
-        """Shards hold whole environments, so a shard's samples come from its own environments alone."""
-        owner = jnp.broadcast_to(jnp.arange(4), (8, 4))
-        shards = pgjax.to_shards(owner, 2)
-        np.testing.assert_array_equal(jnp.unique(shards[0]), [0, 1])
-        np.testing.assert_array_equal(jnp.unique(shards[1]), [2, 3])
-
     def test_reinforce_follows_the_policy_gradient(self):
         """With plain ascent at rate 1 the change of the parameters is the estimator's value."""
         actor = categorical()
         weight = lambda traj, valid, value: pgjax.total_return(traj.reward, valid)  # noqa: E731
         options = {"weight": weight, "num_episodes": 4, "max_steps": 12}
+        options |= {"entropy_coef": 0.5, "discount_time": True, "gamma": 0.8}
         algorithm = reinforce.make(*CARTPOLE, actor, optax.sgd(1.0), **options)
         state = jax.jit(algorithm.init)(KEY)
         after, _ = jax.jit(algorithm.step)(KEY, state)
@@ -334,11 +331,55 @@ class TestIdentities:
             return actor.apply(params, obs).sample_and_log_prob(key)
 
         traj, valid = jax.jit(lambda k: pgjax.rollout_episodes(k, policy, *CARTPOLE, 4, 12))(KEY)
-        gradient = pgjax.policy_gradient(
-            actor.apply, params, traj, pgjax.total_return(traj.reward, valid), valid
+        psi = pgjax.total_return(traj.reward, valid)
+        psi = psi * pgjax.time_discount(traj.terminated, traj.truncated, gamma=0.8)
+
+        def entropy(params):
+            return jnp.where(valid, actor.apply(params, traj.obs).entropy(), 0.0).sum(0).mean()
+
+        gradient = jax.tree.map(
+            lambda g, h: g + 0.5 * h,
+            pgjax.policy_gradient(actor.apply, params, traj, psi, valid),
+            jax.grad(entropy)(params),
         )
         step = jax.tree.map(jnp.subtract, after.learned.actor_params, params)
         chex.assert_trees_all_close(step, gradient, rtol=1e-4, atol=1e-4)
+
+    def test_actor_critics_discount_counts_the_steps_of_the_episode(self):
+        """Three steps later in their episodes the same four environments push the actor γ³ times as far."""
+        options = {"num_envs": 4, "num_updates": 1, "gamma": 0.5, "discount_time": True}
+        optimizers = optax.sgd(1.0), optax.sgd(0.0)
+        algorithm = actor_critic.make(*CARTPOLE, categorical(), critic(), *optimizers, **options)
+        start, step = jax.jit(algorithm.init)(KEY), jax.jit(algorithm.step)
+        later = start.env_carry._replace(episode_length=start.env_carry.episode_length + 3)
+        first, then = (
+            jax.tree.map(jnp.subtract, step(KEY, s)[0].learned.actor_params, s.learned.actor_params)
+            for s in (start, start._replace(env_carry=later))
+        )
+        chex.assert_trees_all_close(then, jax.tree.map(lambda x: 0.125 * x, first), rtol=1e-3, atol=1e-6)
+        assert optax.tree.norm(first) > 1e-3
+
+    @pytest.mark.parametrize("module", [npg, trpo, acktr, a2c], ids=lambda m: m.__name__.split(".")[-1])
+    def test_standardised_advantages_are_the_actors_alone(self, module):
+        """The critic learns returns, whatever becomes of the advantages."""
+        learned = []
+        for normalize in (True, False):
+            options: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "normalize_advantage": normalize}
+            if module is a2c:
+                algorithm = a2c.make(*CARTPOLE, separate(), optax.sgd(0.1), **options)
+            elif module is acktr:
+                optimizers = kfac_optimizer(0.25), kfac_optimizer(0.25)
+                algorithm = acktr.make(*CARTPOLE, categorical(), critic(), *optimizers, **options)
+            else:
+                options |= {"critic_epochs": 1, "critic_minibatches": 2}
+                algorithm = module.make(*CARTPOLE, categorical(), critic(), adam(), **options)
+            learned.append(jax.jit(algorithm.step)(KEY, jax.jit(algorithm.init)(KEY))[0].learned)
+        if module is a2c:
+            actors, critics = ([x.params["params"][name] for x in learned] for name in ("actor", "critic"))
+        else:
+            actors, critics = [x.actor_params for x in learned], [x.critic_params for x in learned]
+        chex.assert_trees_all_close(*critics, rtol=1e-6, atol=1e-7)
+        assert optax.tree.norm(jax.tree.map(jnp.subtract, *actors)) > 1e-5
 
     @pytest.mark.parametrize("options", [{}, {"entropy_coef": 0.1, "discount_time": True}])
     def test_reinforce_learns_the_same_in_pieces_of_time(self, options, x64):
@@ -768,6 +809,24 @@ class TestNatural:
         np.testing.assert_allclose(bonus, 0.7 * (entropies[1] - entropies[0]), rtol=1e-9)
         assert abs(bonus) > 1e-4
         np.testing.assert_allclose(step.surrogate(params)[0], 0.0, atol=1e-15)
+        old, policy = (actor.apply(p, obs) for p in (params, new))
+        np.testing.assert_allclose(step.surrogate(new)[1], old.kl(policy).mean(), rtol=1e-9)
+        assert abs(old.kl(policy).mean() - policy.kl(old).mean()) > 1e-5
+        strided = natural_step(
+            actor, params, traj, advantage, entropy_coef=0.7, **sizes | {"fisher_stride": 2}
+        )
+        direction, _ = pgjax.natural_gradient(
+            actor.apply, params, obs[::2], step.gradient, damping=0.1, cg_iters=5
+        )
+        chex.assert_trees_all_close(strided.direction, direction, rtol=1e-9, atol=1e-12)
+
+    def test_the_damping_counts_as_curvature_or_not(self):
+        """A step of the wanted KL to second order; shorter, where the damping has a part in its length."""
+        kl, damped = (
+            self.batch(npg, max_kl=1e-4, cg_iters=20, count_damping=count)[2]["kl"] for count in (False, True)
+        )
+        np.testing.assert_allclose(kl, 1e-4, rtol=0.1)
+        assert damped < 0.9e-4
 
     @pytest.mark.parametrize("module", [npg, trpo], ids=["npg", "trpo"])
     def test_the_bonus_for_entropy_is_handed_on(self, module):

@@ -318,6 +318,12 @@ class TestTables:
         learned = {
             "ppo:CartPole-v1": {"iqm": 499.6, "scored": "training", "verdict": "reached"},
             "dqn:CartPole-v1": {"iqm": 1.0, "evaluation_iqm": 9.234, "scored": "evaluation"},
+            "dqn:Acrobot-v1": {
+                "evaluation_iqm": -80.2,
+                "scored": "evaluation",
+                "verdict": "reached",
+                "digest": "of old",
+            },
             "ppo:Pendulum-v1": {"iqm": math.nan, "scored": "training", "verdict": "failed"},
         }
         (tmp_path / "learning.json").write_text(json.dumps(learned))
@@ -336,6 +342,9 @@ class TestTables:
         assert tables.main(call) == 0
         text = readme.read_text()
         assert "| environment | ppo | dqn |" in text
+        assert "| Acrobot-v1 | … | **-80**† |" in text
+        assert "Of 4 pairs 2 come 95 % of that way or more (bold), 1 less than 25 %" in text
+        assert "… is not trained yet. † is of a preset that has changed since." in text
         assert "| CartPole-v1 | **500** | 9.23 |" in text
         assert "| Pendulum-v1 | ~~none~~ |  |" in text
         assert (

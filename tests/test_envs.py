@@ -29,6 +29,8 @@ def test_arguments_of_the_constructor_can_be_given():
         ("breakout", {}, "Breakout-MinAtar"),
         ("xyzzy-9", {}, "Known are CartPole-v1"),
         ("CartPole-v1", {"gravty": 1.0}, "Did you mean gravity"),
+        ("CartPole-v1", {"max_steps_in_episode": "many"}, "must be a number, got 'many'"),
+        ("CartPole-v1", {"max_steps_in_episode": 0}, "must be at least 1, got 0"),
         ("MNISTBandit-bsuite", {}, "downloads its data"),
         ("bracks:reacher", {}, "Unknown suite 'bracks'.*Did you mean brax"),
     ],

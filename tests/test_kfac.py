@@ -364,6 +364,8 @@ class TestSteps:
             assert 0.0 < scale < 1.0
             jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), updates, step)
         assert opt_state.num_updates == 3
+        with pytest.raises(ValueError, match="damping must be above 0, got 0"):
+            kfac.kfac_optimizer(0.1, damping=0)
         with pytest.raises(ValueError, match="needs the curvature"):
             optimizer.update(gradient, opt_state)
 

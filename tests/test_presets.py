@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from experiment_fixtures import tiny_preset
 
+import pgjax
 from pgjax import experiment
 from pgjax.experiment import parts, presets
 
@@ -111,6 +112,35 @@ def test_linear_schedule_ends_at_the_last_gradient_step():
     assert presets._horizon(preset, "optimizer", preset.optimizers["optimizer"]) == 3 * 4 * 4
 
 
+def test_what_fills_buffer_and_normalisers_has_no_gradient_steps():
+    sizes = {"num_envs": 10, "num_steps": 1, "num_updates": 100, "num_gradient_steps": 1}
+    preset = presets.preset("dqn", "CartPole-v1", steps=50_000, warmup_steps=10_000, **sizes)
+    spec = preset.optimizers["optimizer"]._replace(schedule="linear")
+    assert presets._horizon(preset, "optimizer", spec) == 40 * 100
+    sizes = {"num_envs": 4, "num_steps": 128, "normalize_obs": True}
+    preset = presets.preset("ppo", "CartPole-v1", steps=4 * 512, **sizes)
+    assert presets._horizon(preset, "optimizer", preset.optimizers["optimizer"]) == 3 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [
+        ("reward_to_go", [[4.0, 2.5], [4.0, 1.0]]),
+        ("constant", [[1.125, -0.375], [1.125, -1.875]]),
+        ("time", [[0.75, -0.75], [1.5, -1.5]]),
+        ("leave_one_out", [[1.5, -1.5], [3.0, -3.0]]),
+        ("total_return", [[6.0, 3.0], [6.0, 3.0]]),
+    ],
+)
+def test_a_weight_of_reinforce_is_what_its_name_says(name, weight):
+    """Two episodes of two steps with rewards 2, 4 and 2, 1 at γ = 0.5; the total return has no discount."""
+    obs, flags = jnp.zeros((2, 2, 1)), jnp.array([[False, False], [True, True]])
+    reward, valid = jnp.array([[2.0, 2.0], [4.0, 1.0]]), jnp.ones((2, 2), bool)
+    traj = pgjax.Transition(obs, reward, reward, reward, flags, jnp.zeros_like(flags), obs)
+    found = parts.WEIGHTS[name](0.5)(traj, valid, None)
+    np.testing.assert_allclose(jnp.broadcast_to(found, (2, 2)), weight, rtol=1e-6)
+
+
 @pytest.mark.parametrize("weight", parts.WEIGHTS)
 def test_every_weight_of_reinforce_builds(weight):
     algorithm = experiment.make("reinforce", weight=weight, num_episodes=2, max_steps=5)
@@ -157,6 +187,17 @@ def test_what_a_gradient_step_looks_at(algorithm, changes, expected):
         ("ppo", "CartPole-v1", {"clip_eps": "0.1"}, "clip_eps must be a number, got '0.1'"),
         ("ppo", "CartPole-v1", {"normalize_obs": "no"}, "normalize_obs must be a number, got 'no'"),
         ("ppo", "CartPole-v1", {"num_envs": "8"}, "num_envs must be a number, got '8'"),
+        ("ppo", "CartPole-v1", {"num_envs": None}, "num_envs must have a value, got None"),
+        ("ppo", "CartPole-v1", {"steps": None}, "steps must have a value, got None"),
+        ("trpo", "CartPole-v1", {"max_kl": None}, "max_kl must have a value, got None"),
+        ("ppo", "CartPole-v1", {"gamma": True}, "gamma must be a number, got True"),
+        ("ppo", "CartPole-v1", {"normalize_obs": 3.0}, "normalize_obs must be between 0 and 1, got 3.0"),
+        ("ppo", "CartPole-v1", {"optimizer": {"eps": None}}, "optimizer.eps must have a value, got None"),
+        ("ppo", "CartPole-v1", {"env_params": {"gravity": "9"}}, "gravity must be a number, got '9'"),
+        ("acktr", "CartPole-v1", {"actor_optimizer": {"damping": 0.0}}, "damping must be above 0, got 0.0"),
+        ("reinforce", "CartPole-v1", {"weight": None}, "weight must have a value, got None"),
+        ("sac", "CartPole-v1", {"noise_correlation": 0.9}, "leave noise_correlation at 0"),
+        ("ppo", "", {}, "Unknown environment ''"),
         ("ppo", "CartPole-v1", {"num_envs": 4.5}, "num_envs must be a whole number, got 4.5"),
         ("ppo", "CartPole-v1", {"network": {"hidden": 64}}, "network.hidden must be several sizes, got 64"),
         ("ppo", "CartPole-v1", {"network": 64}, "network must be options by name, got 64"),

@@ -226,14 +226,21 @@ class TestRefused:
             ({"gamma": 0.5}, r"gamma is 0\.5 now, the run has 0\.99"),
             ({"seeds": 4}, "seeds is 4 now, the run has 3"),
             ({"seed": 1, "shard": "data"}, "seed is 1 now, the run has 5, shard is data now"),
-            ({"algorithm": "ppo"}, "algorithm is ppo now, the run has a2c"),
-            ({"algorithm": "a2c", "gamma": 0.99}, "num_envs is 8 now, the run has 4"),
+            ({"algorithm": "ppo"}, "is a run of a2c on CartPole-v1, not ppo"),
+            ({"environment": "Acrobot-v1"}, "is a run of a2c on CartPole-v1, not Acrobot-v1"),
+            ({"algorithm": "a2c", "num_envs": 8}, "num_envs is 8 now, the run has 4"),
             ({"out": "elsewhere"}, "stays in its folder: leave out= away"),
         ],
     )
     def test_what_python_asks_for_and_the_run_is_not(self, asked, message):
         with pytest.raises(ValueError, match=message):
             experiment.run(resume=tiny_run().folder, **asked)
+
+    def test_naming_what_it_is_changes_nothing(self, tmp_path):
+        """Options that are not named stay those of the run, not the preset's."""
+        folder = shutil.copytree(tiny_run().folder, tmp_path / "run")
+        assert experiment.run("a2c", "CartPole-v1", resume=folder, gamma=0.99).status == "finished"
+        assert experiment.run("a2c", resume=folder).status == "finished"
 
     def test_what_is_said_of_no_run(self):
         with pytest.raises(ValueError, match="Name the algorithm"):

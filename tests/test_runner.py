@@ -146,7 +146,7 @@ def test_evaluate_looks_at_no_metrics(tmp_path):
     assert experiment.evaluate(folder, episodes=3) == experiment.evaluate(tiny_run().folder, episodes=3)
 
 
-@pytest.mark.parametrize("bad", [{"seed": -1}, {"seed": 2**32}, {"episodes": 0}])
+@pytest.mark.parametrize("bad", [{"seed": -1}, {"seed": 2**32}, {"seed": 0.5}, {"episodes": 0}])
 def test_an_evaluation_that_cannot_be_is_refused(bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
         experiment.evaluate(tiny_run().folder, **bad)

@@ -5,9 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import probe_envs
 import pytest
 from zoo import CARTPOLE, HIGH, LOW, OTHER_TORSO, PENDULUM, SMALL, TORSO, categorical, pair_value
 
+import pgjax
 from pgjax import networks
 from pgjax.algorithms import sac
 
@@ -52,8 +54,6 @@ def test_the_entropy_that_is_wanted_is_in_units_of_the_action():
 
 def test_without_temperature_and_with_a_fixed_policy_its_target_is_that_of_expected_sarsa():
     """One critic, α = 0, the policy fixed: the critic's step is that of expected SARSA on the same batch."""
-    import pgjax
-
     options = {"num_critics": 1, "alpha": 0.0, "learn_alpha": False, "batch_size": 64}
     old, new, _ = step_of(make(True, **options))
     keys = jax.random.split(jax.random.split(jax.random.key(1), 1)[0], 3)
@@ -81,6 +81,59 @@ def test_without_temperature_and_with_a_fixed_policy_its_target_is_that_of_expec
     chex.assert_trees_all_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
+def test_a_step_by_hand():
+    """Away from the start: target critics of their own, a temperature, episodes that end."""
+    alpha, rate = 0.3, 0.1
+    env = probe_envs.Probe(lambda obs, time, action: action[0] * obs, signs=True, length=2, box=True)
+    actor = networks.TanhGaussianActor((-1.0,), (1.0,), TORSO)
+    pair = networks.ActionCritic((-1.0,), (1.0,), OTHER_TORSO)
+    options = SMALL | {"num_updates": 1, "alpha": alpha, "learn_alpha": False}
+    optimizers = optax.sgd(rate), optax.sgd(rate), optax.sgd(0.0)
+    algorithm = sac.make(env, None, actor, pair, *optimizers, **options)
+    state = jax.jit(algorithm.init)(KEY)
+    target_params = jax.tree.map(lambda x: 1.5 * x, state.learned.critic_params)
+    old = state.learned._replace(target_critic_params=target_params)
+    new, _ = jax.jit(algorithm.step)(jax.random.key(1), state._replace(learned=old))
+
+    _, sample_key, learn_key = jax.random.split(jax.random.split(jax.random.key(1), 1)[0], 3)
+    batch = pgjax.sample_replay(sample_key, new.replay, 8)
+    assert 0 < batch.terminated.sum() < 8
+    critic_key, actor_key = jax.random.split(jax.random.split(learn_key, 1)[0])
+    critics = networks.Ensemble(pair, 2)
+    next_action, log_prob = actor.apply(old.actor_params, batch.next_obs).sample_and_log_prob(critic_key)
+    least = critics.apply(target_params, (batch.next_obs, next_action)).min(0)
+    target = batch.reward + 0.99 * jnp.where(batch.terminated, 0.0, least - alpha * log_prob)
+
+    def critic_loss(params):
+        return 0.5 * jnp.square(critics.apply(params, (batch.obs, batch.action)) - target).mean(1).sum()
+
+    def descend(params, gradient):
+        return jax.tree.map(lambda p, g: p - rate * g, params, gradient)
+
+    critic_params = descend(old.critic_params, jax.grad(critic_loss)(old.critic_params))
+
+    def actor_loss(params):
+        action, log_prob = actor.apply(params, batch.obs).sample_and_log_prob(actor_key)
+        return (alpha * log_prob - critics.apply(critic_params, (batch.obs, action)).min(0)).mean()
+
+    actor_params = descend(old.actor_params, jax.grad(actor_loss)(old.actor_params))
+    found = new.learned.critic_params, new.learned.actor_params
+    chex.assert_trees_all_close(found, (critic_params, actor_params), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("discrete", [False, True], ids=["box", "finite"])
+def test_it_explores_as_its_policy_draws(discrete):
+    """Two thousand environments at once act as widely as the policy: deviations, or frequencies, to 10 %."""
+    many = {"num_envs": 2000, "warmup_steps": 2000, "capacity": 4000}
+    old, new, _ = step_of(make(discrete, learn_alpha=False, **many))
+    acted = new.replay.storage.action[2000:]
+    actor = categorical() if discrete else ACTOR
+    drawn = actor.apply(old.learned.actor_params, old.env_carry.obs).sample(jax.random.key(9))
+    np.testing.assert_allclose(acted.mean(), drawn.mean(), atol=0.1)
+    np.testing.assert_allclose(acted.std(), drawn.std(), rtol=0.1)
+    assert drawn.std() > 0.2
+
+
 def test_the_target_critics_follow_and_the_actor_has_none():
     old, new, _ = step_of(make(tau=0.25))
     wanted = jax.tree.map(
@@ -93,8 +146,6 @@ def test_correlated_noise_leaves_every_single_action_to_the_policy():
     """Started in its long run, its actions are the policy's; neighbours agree."""
     params = ACTOR.init(KEY, jnp.zeros(3))
     policy = ACTOR.apply(params, jnp.zeros((5000, 3)))
-    import pgjax
-
     noise = jax.random.normal(KEY, (5000, 1))
     following = pgjax.correlated_noise(jax.random.key(1), noise, correlation=0.8)
     np.testing.assert_allclose(following.std(), 1.0, atol=0.04)

@@ -380,6 +380,9 @@ def test_what_is_not_a_sweeps_folder(tmp_path):
         experiment.sweep(resume=tmp_path)
     with pytest.raises(ValueError, match="keeps its settings"):
         experiment.sweep("ppo", resume=tmp_path)
+    for kept in ({"seeds": 2}, {"seed": 0}, {"format": "csv"}, {"random": 3}):
+        with pytest.raises(ValueError, match="keeps its settings"):
+            experiment.sweep(resume=tmp_path, **kept)
     with pytest.raises(ValueError, match="Name the algorithm"):
         experiment.sweep()
 

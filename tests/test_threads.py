@@ -35,6 +35,9 @@ def chosen(monkeypatch, *args):
         (["ppo", "--num-envs", "2048"], False),
         (["ppo", "--num-envs", "64", "--seeds", "8"], False),
         (["ppo", "--env", "Breakout-MinAtar"], False),
+        (["acktr", "--env", "Breakout-MinAtar"], True),  # its preset is dense
+        (["acktr", "--env", "Breakout-MinAtar", "--network.torso", "cnn"], False),
+        (["a3c", "--env=Breakout-MinAtar", "--num-envs", "512"], False),
         (["ppo", "--env", "Breakout-MinAtar", "--network.torso", "mlp"], True),
         (["ppo", "--env", "Catch-bsuite", "--network.torso=cnn"], False),
         (["ppo", "--num-envs", "many"], True),  # what is wrong with it is said later

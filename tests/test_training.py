@@ -97,6 +97,19 @@ def test_a_seed_that_meets_a_nan_keeps_what_it_had_learned_and_the_others_go_on(
     assert totals[0][1] < totals[1][1]
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("where", ["learned", "metrics"])
+def test_what_is_not_finite_is_seen_wherever_it_is(where, bad):
+    def step(key, state):
+        added, told = (jnp.where((state.steps == 1) & (where == w), bad, 0.0) for w in ("learned", "metrics"))
+        return State(Learned(state.learned.total + added), state.steps + 1), {"told": told}
+
+    init_key, run_key = split_run_key(KEY)
+    algorithm = adding()._replace(step=step)
+    progress, _ = advance(run_key, algorithm, init_progress(init_key, algorithm), 0, 3, 3)
+    assert progress.diverged_at == 1
+
+
 @pytest.mark.parametrize("together", [None, 1, 2])
 def test_an_iteration_is_traced_once(together):
     """Tracing is a good part of the time to compile."""

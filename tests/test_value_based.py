@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import probe_envs
 import pytest
 from zoo import CARTPOLE, PENDULUM, SMALL, TORSO, ZOO
 
@@ -43,24 +44,30 @@ def test_neither_warm_up_nor_exploration_takes_what_is_forbidden():
     assert mask[np.arange(len(mask)), stored.action].all()
 
 
-@pytest.mark.parametrize("double", [False, True])
-def test_a_step_of_dqn_by_hand(double):
-    old, new, _ = step_of(make_dqn(double=double))
+@pytest.mark.parametrize(
+    "options", [{}, {"double": True}, {"n_step": 3, "huber": True}], ids=["plain", "double", "options"]
+)
+def test_a_step_of_dqn_by_hand(options):
+    double, huber = (options.get(name, False) for name in ("double", "huber"))
+    old, new, _ = step_of(make_dqn(**options))
     keys = jax.random.split(jax.random.split(jax.random.key(1), 1)[0], 3)
-    sample = pgjax.sample_replay(keys[1], new.replay, 64)
+    sample, discount = pgjax.sample_replay(keys[1], new.replay, 64), 0.99
+    if "n_step" in options:
+        sample, discount = sample
+        assert len(jnp.unique(discount)) == 3  # some are cut short by an episode's end
     network = networks.QNetwork(2, TORSO)
     target_params = jax.tree.map(lambda x: 1.5 * x, old.learned.target_params)
     # with a target network of its own, so that choosing and valuing differ
     old = old._replace(learned=old.learned._replace(target_params=target_params))
-    new, _ = jax.jit(make_dqn(double=double).step)(jax.random.key(1), old)
+    new, _ = jax.jit(make_dqn(**options).step)(jax.random.key(1), old)
     next_value = network.apply(target_params, sample.next_obs)
     chooser = network.apply(old.learned.params, sample.next_obs) if double else next_value
     best = jnp.take_along_axis(next_value, chooser.argmax(-1)[:, None], 1)[:, 0]
-    target = sample.reward + 0.99 * jnp.where(sample.terminated, 0.0, best)
+    target = sample.reward + discount * jnp.where(sample.terminated, 0.0, best)
 
     def loss(params):
         value = jnp.take_along_axis(network.apply(params, sample.obs), sample.action[:, None], 1)[:, 0]
-        return 0.5 * jnp.square(value - target).mean()
+        return (optax.losses.huber_loss if huber else optax.losses.l2_loss)(value, target).mean()
 
     gradient = jax.grad(loss)(old.learned.params)
     wanted = jax.tree.map(lambda p, g: p - 0.1 * g, old.learned.params, gradient)
@@ -212,6 +219,35 @@ class Forbidden:
         obs, state = self.reset(key, params)
         no = jnp.zeros((), bool)
         return obs, state, jnp.full((), -1.0), no, no, {"final_observation": obs}
+
+
+@pytest.mark.parametrize("truncates", [False, True], ids=["terminated", "truncated"])
+def test_an_episode_of_sarsa_begins_with_an_action_for_its_own_observation(truncates):
+    """Episodes of one step: where they begin the observation is drawn, and the greedy action is its sign."""
+    env = probe_envs.Probe(lambda obs, time, action: 0.0, signs=True, truncates=truncates)
+    network, options = networks.LinearQ(2, lambda obs: obs), {"epsilon_start": 0.0, "epsilon_end": 0.0}
+    algorithm = sarsa.make(env, None, network, optax.sgd(0.0), num_envs=64, num_updates=1, **options)
+    state = algorithm.init(KEY)
+    params = jax.tree.map(lambda x: jnp.array([[-1.0, 1.0], [0.0, 0.0]]), state.learned.params)
+    state = state._replace(learned=state.learned._replace(params=params))
+    new, _ = jax.jit(algorithm.step)(KEY, state)
+    np.testing.assert_array_equal(new.action, new.env_carry.obs[:, 0] > 0)
+
+
+@pytest.mark.parametrize("module", [q_learning, sarsa], ids=["q_learning", "sarsa"])
+@pytest.mark.parametrize("truncates", [False, True], ids=["terminated", "truncated"])
+def test_what_ends_has_no_future_and_what_is_cut_off_has(module, truncates):
+    """One environment, steps of rate 1: after reward 2 the value is 2, or 2 + 0.5 · 5."""
+    env = probe_envs.Probe(lambda obs, time, action: 2.0, truncates=truncates)
+    network, options = networks.LinearQ(2, lambda obs: obs[..., :1]), {"gamma": 0.5, "num_updates": 1}
+    algorithm = module.make(env, None, network, optax.sgd(1.0), num_envs=1, **options)
+    state = algorithm.init(KEY)
+    params = jax.tree.map(lambda x: jnp.full((1, 2), 5.0), state.learned.params)
+    new, _ = jax.jit(algorithm.step)(
+        jax.random.key(1), state._replace(learned=state.learned._replace(params=params))
+    )
+    changed = jax.tree.leaves(new.learned.params)[0]
+    np.testing.assert_allclose(sorted(changed.ravel()), [4.5 if truncates else 2.0, 5.0])
 
 
 @pytest.mark.parametrize("module", [q_learning, sarsa], ids=["q_learning", "sarsa"])

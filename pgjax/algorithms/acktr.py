@@ -98,8 +98,8 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates` is below 1 or an optimizer is not from `kfac_optimizer`; when it is
-            initialised, if a network has parameters that K-FAC does not cover.
+        ValueError: if a number of something is below 1 or an optimizer is not from `kfac_optimizer`; when it
+            is initialised, if a network has parameters that K-FAC does not cover.
 
     References:
         Wu et al. 2017, Scalable trust-region method for deep reinforcement learning using Kronecker-factored

@@ -64,7 +64,9 @@ def make(
             actions are not a box with bounds.
 
     References:
-        Lillicrap et al. 2016, Continuous control with deep reinforcement learning, algorithm 1.
+        Lillicrap et al. 2016, Continuous control with deep reinforcement learning, algorithm 1. Its noise is
+        an Ornstein-Uhlenbeck process; here it is independent by default, as in Stable-Baselines3 and CleanRL,
+        which also leave out the paper's batch normalisation and weight decay.
     """
     learner = Learner(actor, Ensemble(critic, 1), actor_optimizer, critic_optimizer)
     space = env.action_space(env_params)

@@ -73,7 +73,7 @@ def make(
             and `step_size` is given.
 
     References:
-        Kakade 2002, A natural policy gradient, eq. 3; Peters & Schaal 2008, Natural actor-critic;
+        Kakade 2002, A natural policy gradient, section 2; Peters & Schaal 2008, Natural actor-critic;
         Rajeswaran et al. 2017, Towards generalization and simplicity in continuous control, eq. 5 (the
         normalised step).
     """

@@ -1,8 +1,9 @@
 """Proximal policy optimization: several epochs over one rollout, kept near the policy that acted.
 
-Every detail of Huang et al. 2022 is an option of `make`, of the network (orthogonal initialisation, shared
-or separate torso, state-independent deviation) or of the optimizer (Adam's ε, annealing, clipping). Each
-has a value that switches it off, and that value may be traced: all combinations of them are one program.
+Every core detail of Huang et al. 2022, and those for continuous actions, is an option of `make`, of the
+network (orthogonal initialisation, shared or separate torso, state-independent deviation) or of the optimizer
+(Adam's ε, annealing, clipping). Each has a value that switches it off, and that value may be traced: all
+combinations of them are one program.
 """
 
 import math

@@ -45,7 +45,7 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates < 1`, or if the actions are continuous.
+        ValueError: if a number of something is below 1, or if the actions are continuous.
 
     References:
         Watkins & Dayan 1992, Q-learning; Sutton & Barto 2018, section 6.5.

@@ -102,7 +102,8 @@ def make(
 
     Raises:
         ValueError: if a number of something is below 1, if the warm-up leaves the buffer empty, if a box of
-            actions has no bounds, or if `alpha` is 0 and to be learned.
+            actions has no bounds, if `alpha` is 0 and to be learned, or if noise is to be correlated where
+            actions are finitely many.
 
     References:
         Haarnoja et al. 2018, Soft actor-critic algorithms and applications, algorithm 1;
@@ -113,6 +114,8 @@ def make(
     discrete = hasattr(space, "n")
     if not discrete:
         check_box_actions(space)
+    elif isinstance(noise_correlation, int | float) and noise_correlation:
+        raise ValueError("A finite number of actions is drawn without noise: leave noise_correlation at 0.")
     if learn_alpha and isinstance(alpha, int | float) and alpha <= 0:
         raise ValueError(f"alpha must be above 0 to be learned, got {alpha}: set learn_alpha off for 0.")
     critics = Ensemble(critic, num_critics)

@@ -44,7 +44,7 @@ def make(
         The algorithm.
 
     Raises:
-        ValueError: if `num_updates < 1`, or if the actions are continuous.
+        ValueError: if a number of something is below 1, or if the actions are continuous.
 
     References:
         Rummery & Niranjan 1994, On-line Q-learning using connectionist systems; Sutton & Barto 2018,

@@ -13,6 +13,7 @@ import chex
 import jax.numpy as jnp
 from jax import lax
 
+from pgjax._checks import at_least_one
 from pgjax._jit import compiled
 from pgjax.estimators.recurrence import fused_recurrence, reverse_recurrence, time_major
 from pgjax.types import Array, Numeric
@@ -115,8 +116,7 @@ def n_step_return(
         >>> n_step_return(jnp.ones(3), jnp.full(3, 10.0), no, no, gamma=1.0, n=2)
         Array([12., 12., 11.], dtype=float32)
     """
-    if n < 1:
-        raise ValueError(f"n_step_return needs n >= 1, got n={n}.")
+    at_least_one(n=n)
     reward, next_value, terminated, truncated = time_major(reward, next_value, terminated, truncated)
     reward, next_value, terminated, truncated = jnp.broadcast_arrays(
         reward, next_value, terminated, truncated

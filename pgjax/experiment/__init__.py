@@ -106,11 +106,12 @@ def run(
         if out is not None:
             raise ValueError("A run that goes on stays in its folder: leave out= away.")
         before = store.read_config(Path(resume))["preset"]
-        if algorithm is None and environment is None:
-            kept["preset"] = presets.change(before, **changes)
-        else:
-            changes = {"steps": before.steps} | changes
-            kept["preset"] = presets.preset(algorithm or before.algorithm, environment, **changes)
+        for asked, its in ((algorithm, before.algorithm), (environment, before.environment)):
+            if asked not in (None, its):
+                raise ValueError(
+                    f"{resume} is a run of {before.algorithm} on {before.environment}, not {asked}."
+                )
+        kept["preset"] = presets.change(before, **changes)
         return runner.resume(resume, changes=kept, allow_inexact=allow_inexact, sinks=sinks)
     if allow_inexact:
         raise ValueError("allow_inexact goes with resume=RUN.")
@@ -126,11 +127,11 @@ def sweep(
     *,
     resume: str | Path | None = None,
     random: int | None = None,
-    seeds: int = 1,
-    seed: int = 0,
+    seeds: int | None = None,
+    seed: int | None = None,
     out: str | Path | None = None,
     memory: float | None = None,
-    format: Literal["csv", "parquet"] = "csv",
+    format: Literal["csv", "parquet"] | None = None,
     devices: int | None = None,
     **changes: Any,
 ) -> Result:
@@ -145,12 +146,12 @@ def sweep(
         resume: the folder of a sweep that was cut off. Its settings stay, the runs that have ended are kept.
         random: how many settings to draw; None for all combinations of the values. Exactly two numbers are
             then a range, logarithmic if they are positive and a factor of 10 or more apart.
-        seeds: runs of each setting.
-        seed: of the first; also that of the draw.
+        seeds: runs of each setting; None for 1.
+        seed: of the first; also that of the draw; None for 0.
         out: the folder; None for `runs/sweep-<algorithm>-<environment>-<time>`.
         memory: bytes that the runs of a batch may fill, on all devices together; None: most of an
             accelerator's, half of what is free for CPUs.
-        format: of the metrics; "parquet" needs pyarrow.
+        format: of the metrics; None for "csv"; "parquet" needs pyarrow.
         devices: how many; None for all. On CPUs there is one, unless `jax_num_cpu_devices` says otherwise.
         **changes: as in `make`, with a list wherever there are several values, such as
             `clip_eps=[0.1, 0.2], optimizer=dict(learning_rate=[1e-4, 1e-3])`.
@@ -164,28 +165,15 @@ def sweep(
             memory, or if the sweep to go on with is damaged.
     """
     if resume is not None:
-        if (
-            algorithm is not None
-            or environment is not None
-            or changes
-            or out is not None
-            or random is not None
-        ):
+        if changes or any(x is not None for x in (algorithm, environment, random, seeds, seed, out, format)):
             raise ValueError(
                 "A sweep that goes on keeps its settings: beside resume=RUN give memory and devices."
             )
         return sweeps.resume(resume, memory=memory, devices=devices)
     if algorithm is None:
         raise ValueError("Name the algorithm, or the sweep to go on with: sweep(resume=RUN).")
-    shared, settings = grid.plan(algorithm, environment, changes, random=random, seed=seed)
-    planned = sweeps.Sweep(
-        shared,
-        settings,
-        drawn=random is not None,
-        seeds=seeds,
-        seed=seed,
-        memory=memory,
-        devices=devices,
-        format=format,
-    )
+    given = {"seeds": seeds, "seed": seed, "memory": memory, "devices": devices, "format": format}
+    kept: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    shared, settings = grid.plan(algorithm, environment, changes, random=random, seed=kept.get("seed", 0))
+    planned = sweeps.Sweep(shared, settings, drawn=random is not None, **kept)
     return sweeps.run(planned, out=out)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +138,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     **dict.fromkeys(("max_kl", "kl_target", "learning_rate", "max_grad_norm"), (0.0, math.inf, False)),
     "exploration_steps": (0.0, math.inf, False),
     "damping": (0.0, math.inf, True),
+    # of Kronecker factors, which are divided by their product with it
+    **dict.fromkeys(("actor_optimizer.damping", "critic_optimizer.damping"), (0.0, math.inf, False)),
+    **dict.fromkeys(("normalize_obs", "normalize_reward"), (0.0, 1.0, True)),
     "step_size": (0.0, math.inf, False),
     "backtrack": (0.0, 1.0, False),
 }
@@ -295,6 +298,23 @@ def make_optimizer(spec: Spec, num_updates: int | None) -> optax.GradientTransfo
     )
 
 
+def check_kinds(values: Iterable[tuple[str, Any, Any]]) -> None:
+    """Refuse None where a value is needed, and switches where numbers are.
+
+    Args:
+        values: names, values, and what is declared for them.
+
+    Raises:
+        ValueError: for the first that is not of its kind.
+    """
+    for name, value, declared in values:
+        kinds = get_args(declared) or (declared,)
+        if value is None and type(None) not in kinds:
+            raise ValueError(f"{name} must have a value, got None.")
+        if isinstance(value, bool) and bool not in kinds:
+            raise ValueError(f"{name} must be a number, got {value}.")
+
+
 def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
     """Check concrete values: numbers, and names where there are choices; what is traced or None passes.
 
@@ -311,7 +331,7 @@ def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
         if field in _CHOICES:
             check_known(name, value, _CHOICES[field])
             continue
-        low, high, inclusive = _range(field)
+        low, high, inclusive = _range(name)
         if not (isinstance(value, bool | int | float) or hasattr(value, "dtype")) or value != value:
             raise ValueError(f"{name} must be a number, got {value!r}.")
         if _is_size(field) and not isinstance(value, int | np.integer):
@@ -324,7 +344,10 @@ def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
         )
 
 
-def _range(field: str) -> tuple[float, float, bool]:
+def _range(name: str) -> tuple[float, float, bool]:
+    field = name.rpartition(".")[2]
+    if name in _RANGES:
+        return _RANGES[name]
     if field in _RANGES:
         return _RANGES[field]
     return (1, math.inf, True) if _is_size(field) else (-math.inf, math.inf, True)

@@ -20,9 +20,9 @@ _CHECKPOINT_SECONDS = 600.0
 class Record:
     """What is written of a run, and what happens where it cannot be written.
 
-    Nothing that goes wrong here ends a run: it is reported once, tried again, and in the end everything goes
-    into a folder of the system's temporary ones. With several processes a failure ends all of them instead,
-    for they would wait for each other.
+    Once it is made nothing that goes wrong here ends a run: it is reported once, tried again, and in the end
+    everything goes into a folder of the system's temporary ones. With several processes a failure ends all of
+    them instead, for they would wait for each other.
     """
 
     def __init__(self, folder: Path, settings: Settings, start: Start, warn: Callable[[str], None]):

@@ -68,8 +68,8 @@ def read(
 
     Args:
         folder: the run's.
-        changes: fields of `Settings` that are asked for. `preset` may have more steps and is otherwise that
-            of the run, as are `seeds` and `seed`; the others may change.
+        changes: fields of `Settings` that are asked for. `preset` may have other steps, not fewer than are
+            done, and is otherwise that of the run, as are `seeds` and `seed`; the others may change.
         allow_inexact: go on where versions or devices differ.
         warn: told of everything that is not as it was.
 

@@ -106,8 +106,8 @@ def resume(
 
     Args:
         run: its folder.
-        changes: fields of `Settings`: more steps in `preset`, unless a schedule ends with them, and how the
-            run is kept. A run's other settings stay.
+        changes: fields of `Settings`: other steps in `preset`, not fewer than are done and unless a schedule
+            ends with them, and how the run is kept. A run's other settings stay.
         allow_inexact: go on where versions or devices differ, as far as shapes allow.
         sinks: as in `run`.
         report: as in `run`.
@@ -350,6 +350,7 @@ def evaluate(run: str | Path, *, episodes: int = 100, seed: int = 0) -> dict[int
         ValueError: if one is damaged, if `episodes < 1`, or if the seed is negative or above 2³² − 1.
     """
     at_least_one(episodes=episodes)
+    whole(seed=seed)
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be between 0 and {2**32 - 1}, got {seed}.")
     algorithm, state, config = store.load_state(run)

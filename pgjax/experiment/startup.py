@@ -52,14 +52,18 @@ def start_devices(args: list[str], run: Path | None, *, fill: bool = False) -> N
 
 
 def choose_threads(args: list[str]) -> None:
-    """XLA's threads, by what is typed or stands in the run that goes on: a preset would start JAX's backend.
+    """XLA's threads, by what is typed, tuned, or in the run that goes on.
+
+    The whole preset would start JAX's backend.
 
     Args:
         args: what was typed.
     """
-    from pgjax.experiment import files, threads
+    from pgjax.experiment import files, presets, threads
 
-    preset = {"environment": peek(args, "--env", ""), "options": {}, "network": {}}
+    tuned = presets.TUNED.get((args[0] if args else "", peek(args, "--env", "")), {})
+    network = presets.NetworkSpec(**tuned["network"])._asdict() if "network" in tuned else {}
+    preset = {"environment": peek(args, "--env", ""), "options": tuned, "network": network}
     seeds = peek(args, "--seeds", "1")
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # it is said where all of it is read
         before = files.read_json(Path(peek(args, "--resume", "")) / "config.json")

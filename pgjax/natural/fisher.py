@@ -106,7 +106,7 @@ def fisher_matrix(apply: Apply, params: Params, obs: ArrayTree, *, weight: Array
         `[P, P]`, in the order of `jax.flatten_util.ravel_pytree(params)`.
 
     References:
-        Kakade 2002, A natural policy gradient, eq. 4.
+        Kakade 2002, A natural policy gradient, section 2.
 
     Example:
         >>> import jax.numpy as jnp

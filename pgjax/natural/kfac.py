@@ -390,7 +390,7 @@ def trust_scale(
         ν; 0 where gradient or direction are not finite, NaN where κ is NaN or negative.
 
     References:
-        Wu et al. 2017, section 3.3; Ba et al. 2017, Distributed second-order optimization using
+        Wu et al. 2017, section 3.2; Ba et al. 2017, Distributed second-order optimization using
         Kronecker-factored approximations, section 5.
 
     Example:
@@ -506,12 +506,15 @@ def kfac_optimizer(
         max_kl: κ.
         momentum: μ.
         decay: ρ.
-        damping: λ.
+        damping: λ, above 0.
         split_damping: see `precondition`.
         max_grad_norm: see `trusted_direction`.
 
     Returns:
         The optimizer.
+
+    Raises:
+        ValueError: if `damping` is not above 0.
 
     Example:
         >>> from pgjax import networks
@@ -524,6 +527,10 @@ def kfac_optimizer(
         >>> state.num_updates
         Array(1, dtype=int32)
     """
+    if isinstance(damping, int | float) and not damping > 0:
+        raise ValueError(
+            f"damping must be above 0, got {damping}: what K-FAC divides by may be 0 without it."
+        )
 
     def init_fn(params: Params) -> OptimizerState:
         named = _layers_with_matrices(params) if layers is None else layers

@@ -403,7 +403,7 @@ def fisher(mdp: TabularMDP, apply: Apply, params: Params) -> Array:
         `[P, P]`, in the order of `ravel_pytree(params)`.
 
     References:
-        Kakade 2002, A natural policy gradient, eq. 2; Agarwal et al. 2021, eq. 13.
+        Kakade 2002, A natural policy gradient, section 2; Agarwal et al. 2021, eq. 13.
 
     Example:
         >>> import jax.numpy as jnp
