@@ -105,7 +105,7 @@ def test_a_step_by_hand():
     target = batch.reward + 0.99 * jnp.where(batch.terminated, 0.0, least - alpha * log_prob)
 
     def critic_loss(params):
-        return 0.5 * jnp.square(critics.apply(params, (batch.obs, batch.action)) - target).mean(1).sum()
+        return 0.5 * jnp.square(critics.apply(params, (batch.obs, batch.action)) - target[None]).mean(1).sum()
 
     def descend(params, gradient):
         return jax.tree.map(lambda p, g: p - rate * g, params, gradient)

