@@ -369,7 +369,9 @@ class TestIdentities:
                 algorithm = a2c.make(*CARTPOLE, separate(), optax.sgd(0.1), **options)
             elif module is acktr:
                 optimizers = kfac_optimizer(0.25), kfac_optimizer(0.25)
-                algorithm = acktr.make(*CARTPOLE, categorical(), critic(), *optimizers, **options)
+                algorithm = acktr.make(
+                    *CARTPOLE, categorical(), critic(), *optimizers, num_updates=1, **options
+                )
             else:
                 options |= {"critic_epochs": 1, "critic_minibatches": 2}
                 algorithm = module.make(*CARTPOLE, categorical(), critic(), adam(), **options)
