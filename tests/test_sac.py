@@ -128,7 +128,12 @@ def test_it_explores_as_its_policy_draws(discrete):
     old, new, _ = step_of(make(discrete, learn_alpha=False, **many))
     acted = new.replay.storage.action[2000:]
     actor = categorical() if discrete else ACTOR
-    drawn = actor.apply(old.learned.actor_params, old.env_carry.obs).sample(jax.random.key(9))
+    policy = actor.apply(old.learned.actor_params, old.env_carry.obs)
+    drawn = policy.sample(jax.random.key(9))
+    if discrete:
+        best = (acted == policy.mode()).mean()
+        np.testing.assert_allclose(best, policy.probs.max(-1).mean(), atol=0.05)
+        assert best < 0.9
     np.testing.assert_allclose(acted.mean(), drawn.mean(), atol=0.1)
     np.testing.assert_allclose(acted.std(), drawn.std(), rtol=0.1)
     assert drawn.std() > 0.2
