@@ -1,3 +1,5 @@
+"""The gradient of a window, and what it costs."""
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,7 @@ def test_every_sample_has_the_weight_and_the_target_of_its_own_step(corrected, x
         log_prob=jnp.asarray(-rng.uniform(0.2, 1.5, shape)),
         reward=jnp.asarray(rng.normal(size=shape)),
         terminated=jnp.asarray(rng.random(shape) < 0.2),
-        truncated=jnp.zeros(shape, bool),
+        truncated=jnp.asarray(rng.random(shape) < 0.3),
         next_obs=jnp.asarray(rng.normal(size=(*shape, 2))),
     )
     network = networks.ActorCritic(networks.CategoricalActor(2), networks.Critic())
@@ -33,6 +35,7 @@ def test_every_sample_has_the_weight_and_the_target_of_its_own_step(corrected, x
     else:
         advantage = pgjax.gae(*common, **options)
         target = advantage + value
+    assert (traj.truncated & ~traj.terminated).any()
     assert np.unique(advantage.round(9)).size == num_steps * num_envs  # an order that is wrong would show
 
     def loss(params):
