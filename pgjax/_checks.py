@@ -6,7 +6,7 @@ from typing import Any
 
 
 def whole(**numbers: Any) -> None:
-    """Refuse what is no whole number; None is no number, and passes.
+    """Refuse what is no whole number.
 
     Args:
         **numbers: by the name that the caller knows them by.
@@ -16,15 +16,15 @@ def whole(**numbers: Any) -> None:
     """
     for name, number in numbers.items():
         try:
-            refused = isinstance(number, bool) or (number is not None and operator.index(number) != number)
+            is_whole = not isinstance(number, bool) and operator.index(number) is not None
         except TypeError:
-            refused = True
-        if refused:
+            is_whole = False
+        if not is_whole:
             raise ValueError(f"{name} must be a whole number, got {number!r}.")
 
 
 def real(**numbers: Any) -> None:
-    """Refuse what is no number; None passes.
+    """Refuse what is no number.
 
     Args:
         **numbers: by the name that the caller knows them by.
@@ -33,13 +33,12 @@ def real(**numbers: Any) -> None:
         ValueError: naming the first that is something else, or NaN.
     """
     for name, number in numbers.items():
-        is_real = isinstance(number, Real) and not isinstance(number, bool) and number == number
-        if number is not None and not is_real:
+        if not isinstance(number, Real) or isinstance(number, bool) or number != number:
             raise ValueError(f"{name} must be a number, got {number!r}.")
 
 
 def at_least_one(**numbers: Any) -> None:
-    """Refuse a number of something that is below 1; None is no number, and passes.
+    """Refuse a number of something that is below 1.
 
     Args:
         **numbers: by the name that the caller knows them by.
@@ -49,5 +48,5 @@ def at_least_one(**numbers: Any) -> None:
     """
     whole(**numbers)
     for name, number in numbers.items():
-        if number is not None and number < 1:
+        if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}.")

@@ -524,6 +524,9 @@ class TestPPO:
             ({"num_minibatches": 0}, "num_minibatches=0"),
             ({"kl_target": 0.01}, "give kl_coef"),
             ({"num_epochs": 0}, "num_epochs must be at least 1"),
+            ({"num_epochs": None}, "num_epochs must be a whole number, got None"),
+            ({"num_envs": 4.0}, "num_envs must be a whole number, got 4.0"),
+            ({"num_envs": True}, "num_envs must be a whole number, got True"),
             ({"num_steps": -8}, "num_steps must be at least 1"),
         ],
     )

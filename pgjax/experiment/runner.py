@@ -318,9 +318,12 @@ def check(settings: Settings) -> None:
         ValueError: says what does not fit.
     """
     seeds, seed = settings.seeds, settings.seed
-    at_least_one(seeds=seeds, checkpoint_every=settings.checkpoint_every, keep=settings.keep)
+    at_least_one(seeds=seeds, keep=settings.keep)
     whole(seed=seed)
-    real(stop_return=settings.stop_return)
+    if settings.checkpoint_every is not None:
+        at_least_one(checkpoint_every=settings.checkpoint_every)
+    if settings.stop_return is not None:
+        real(stop_return=settings.stop_return)
     if seed < 0 or seed + seeds > 2**31:
         raise ValueError(f"seed must be between 0 and {2**31 - seeds}, got {seed}.")
     programs.layout(settings)

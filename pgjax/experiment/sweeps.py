@@ -195,16 +195,19 @@ def check(sweep: Sweep) -> Plan:
         raise ValueError(f'format must be "csv" or "parquet", got {sweep.format!r}.')
     if sweep.format == "parquet":
         tidy.require_parquet()
-    real(memory=sweep.memory)
-    if sweep.memory is not None and not sweep.memory > 0:
-        raise ValueError(f"memory must be above 0 bytes, got {sweep.memory}.")
+    if sweep.memory is not None:
+        real(memory=sweep.memory)
+        if not sweep.memory > 0:
+            raise ValueError(f"memory must be above 0 bytes, got {sweep.memory}.")
     if presets.is_on_host(presets.environment(sweep.preset)):
         raise ValueError(
             f"The environments of {sweep.preset.environment} live on the host, which cannot map them over "
             "settings: train one at a time."
         )
     at_least_one(seeds=sweep.seeds)
-    whole(seed=sweep.seed, devices=sweep.devices)
+    whole(seed=sweep.seed)
+    if sweep.devices is not None:
+        whole(devices=sweep.devices)
     groups = grid.groups(sweep.preset, sweep.settings)
     first = store.Settings(groups[0].preset, sweep.seeds, sweep.seed, devices=sweep.devices)
     grid.with_name(lambda: runner.check(first), sweep.settings[groups[0].numbers[0]])
