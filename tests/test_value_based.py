@@ -46,8 +46,8 @@ def test_neither_warm_up_nor_exploration_takes_what_is_forbidden():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"double": True}, {"n_step": 3, "huber": True, "warmup_steps": 36}],
-    ids=["plain", "double", "n_step-huber"],
+    [{}, {"double": True}, {"n_step": 3, "warmup_steps": 36}, {"huber": True}],
+    ids=["plain", "double", "n_step", "huber"],
 )
 def test_a_step_of_dqn_by_hand(options):
     double, huber = (options.get(name, False) for name in ("double", "huber"))
