@@ -741,7 +741,8 @@ def enumerate_trajectories(
     """
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mdp)):
         raise ValueError("enumerate_trajectories needs a concrete problem: call it outside of jit and vmap.")
-    at_least_one(num_steps=num_steps)
+    if num_steps is not None:
+        at_least_one(num_steps=num_steps)
     possible, terminal = np.asarray(mdp.transition) > 0, np.asarray(mdp.terminal)
     limits = [limit for limit in (num_steps, mdp.horizon) if limit is not None]
     state, action, valid = np.flatnonzero(np.asarray(mdp.initial) > 0)[None], [], []
