@@ -309,5 +309,5 @@ def test_what_does_not_look_like_the_example_is_an_error(batch):
 
 
 def test_fewer_than_one_step_is_an_error():
-    with pytest.raises(ValueError, match="n >= 1"):
+    with pytest.raises(ValueError, match="n must be at least 1"):
         pgjax.n_step_transitions(transitions([1, 2]), gamma=0.9, n=0)
