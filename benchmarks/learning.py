@@ -461,7 +461,7 @@ def draw(environment: str, results: Results, folder: pathlib.Path) -> pathlib.Pa
         return None
     sides = [[n for n in names if (n.partition(":")[0] in OWN_STEPS) == own] for own in (True, False)]
     sides = [side for side in sides if side]
-    figure_ = Figure(figsize=(1.2 + 5.4 * len(sides), 4.4), layout="constrained")
+    figure_ = Figure(figsize=(1.2 + 5.4 * len(sides), 5.0), layout="constrained")
     FigureCanvasAgg(figure_)
     axes = figure_.subplots(1, len(sides), sharey=True, squeeze=False)[0]
     for ax, side in zip(axes, sides, strict=True):
@@ -487,7 +487,7 @@ def draw(environment: str, results: Results, folder: pathlib.Path) -> pathlib.Pa
         ax.grid(True, color="#dddddd", linewidth=0.6)
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(edgecolor="none", framealpha=0.8, fontsize="small", loc="best")
+        ax.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
     axes[0].set_ylabel("return of training episodes")
     figure_.suptitle(
         f"{environment}: interquartile mean over seeds, 95 % bootstrap interval", fontsize="medium"
