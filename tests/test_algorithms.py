@@ -190,9 +190,13 @@ class TestConformance:
             algorithm = ZOO[name](learning_rate=learning_rate, gamma=gamma)
             state = jax.eval_shape(algorithm.init, KEY)
             state = jax.tree.map(lambda x: jnp.full(x.shape, 0.1, x.dtype), state)
-            return jax.eval_shape(algorithm.step, KEY, state)
+            return algorithm.step(KEY, state)[0].learned
 
-        jax.eval_shape(jax.vmap(learned), jnp.array([1e-3, 1e-2]), jnp.array([0.9, 0.99]))
+        rates, gammas = jnp.array([1e-3, 1e-2]), jnp.array([0.9, 0.99])
+        jax.eval_shape(jax.vmap(learned), rates, gammas)
+        # what is learned depends on it: where it does not, one result would do for both
+        with pytest.raises(ValueError, match="out_axes"):
+            jax.eval_shape(jax.vmap(lambda rate: learned(rate, 0.9), out_axes=None), rates)
 
     def test_a_grid_of_hyper_parameters_runs_in_one_program(self):
         def learned(learning_rate, gamma):

@@ -194,7 +194,7 @@ def _number(variable: str) -> int | None:
 
 
 def _is_taken(port: int) -> bool:
-    """JAX would crash without a word."""
+    """Whether another program listens there: JAX logs that and raises nothing."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # it may have been taken a moment ago
         try:
