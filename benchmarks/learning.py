@@ -184,12 +184,6 @@ WHY["sac", "Freeway-MinAtar"] = _SHORT + "rose until 900,000 steps"
 WHY["sac", "SpaceInvaders-MinAtar"] = (
     _SHORT + "still rises in two seeds, one stands at 23 from 600,000 steps on"
 )
-WHY["a2c", "Breakout-MinAtar"] = (
-    "every seed settles early: the curve is flat from 4 million steps on, and each seed gets in training, "
-    "with actions drawn, what it gets in evaluation with the most likely ones. A higher rate than 7e-4 helps:"
-    " with 1e-2 one seed was at 28 after 1.5 million steps, though with 3e-3 one was at 5. The preset has "
-    "changed since: with a bonus for entropy of 0.05 and 5e-3 one seed was at 21 after 1.2 million"
-)
 WHY["actor_critic", "Breakout-MinAtar"] = (
     "its curve still rises, from 33 after 8.2 million steps to 36 at the end; seeds end between 23 and 48"
 )

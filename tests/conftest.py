@@ -1,5 +1,6 @@
 """Strict numerics for every test, and what several of them share."""
 
+import gc
 import importlib.metadata
 import os
 import subprocess
@@ -21,6 +22,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes so many objects that looking for garbage among them takes a tenth of the suite's time, and
+# writing down for each operation which line called which takes some more.
+gc.freeze()
+gc.set_threshold(100_000, 50, 1000)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 jax.devices()  # before a test of the command asks for one a core
 
 # The x64 fixture holds for all examples of a test alike, so a fixture beside `given` is no mistake here.

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import probe_envs
 import pytest
+from jax.interpreters import partial_eval
 from zoo import CARTPOLE, GAUSSIAN, MASKED, PENDULUM, ZOO, adam, categorical, critic, separate
 
 import pgjax
@@ -192,11 +193,9 @@ class TestConformance:
             state = jax.tree.map(lambda x: jnp.full(x.shape, 0.1, x.dtype), state)
             return algorithm.step(KEY, state)[0].learned
 
-        rates, gammas = jnp.array([1e-3, 1e-2]), jnp.array([0.9, 0.99])
-        jax.eval_shape(jax.vmap(learned), rates, gammas)
-        # what is learned depends on it: where it does not, one result would do for both
-        with pytest.raises(ValueError, match="out_axes"):
-            jax.eval_shape(jax.vmap(lambda rate: learned(rate, 0.9), out_axes=None), rates)
+        program = jax.make_jaxpr(jax.vmap(learned))(jnp.array([1e-3, 1e-2]), jnp.array([0.9, 0.99])).jaxpr
+        # what is learned depends on both
+        assert partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[1] == [True, True]
 
     def test_a_grid_of_hyper_parameters_runs_in_one_program(self):
         def learned(learning_rate, gamma):
