@@ -1,5 +1,6 @@
 """Strict numerics for every test, and what several of them share."""
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -41,19 +42,40 @@ settings.register_profile(
 settings.load_profile("pgjax")
 
 
+# Few tests, and long ones: at the end one process would wait for the other.
+FIRST = ("test_notebooks", "test_processes", "test_placement", "test_resuming", "test_learning_table")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in FIRST)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Tests of equality to the last bits have the kernels that users have, in a process of their own."""
+    """Tests of equality to the last bits have the kernels that users have, in a process of their own.
+
+    Those that stand together share it; where one of them fails, each is asked alone.
+    """
     if OLD_KERNELS not in os.environ.get("XLA_FLAGS", "") or not pyfuncitem.get_closest_marker("last_bits"):
         return None
+    together = tuple(
+        item.nodeid
+        for item in pyfuncitem.session.items
+        if item.parent is pyfuncitem.parent and item.get_closest_marker("last_bits")
+    )
+    root = pyfuncitem.config.rootpath
+    if _with_new_kernels(root, together).returncode != 0:
+        done = _with_new_kernels(root, (pyfuncitem.nodeid,))
+        assert done.returncode == 0, done.stdout + done.stderr
+    return True
+
+
+@functools.cache
+def _with_new_kernels(root, tests):
     kept = [flag for flag in os.environ["XLA_FLAGS"].split() if flag != OLD_KERNELS]
     environment = os.environ | {"XLA_FLAGS": " ".join(kept), "PGJAX_NEW_KERNELS": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", pyfuncitem.nodeid]
-    done = subprocess.run(
-        command, cwd=pyfuncitem.config.rootpath, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return True
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
