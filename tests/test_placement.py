@@ -25,9 +25,8 @@ SPREAD = {
     "sac-continuous": {"num_envs": 8},
 }
 
-# Seeds in groups of these sizes, four on each device. TRPO searches along a line and REINFORCE waits for
-# episodes, each as long as it takes.
-GROUPED = {"trpo": (2,), "reinforce": (1, 4), "dqn": (1, 2, 4)}
+# Seeds in groups: TRPO searches along a line and REINFORCE waits for episodes, each as long as it takes.
+GROUPED = ("trpo", "reinforce", "dqn")
 
 WORKER = """
 import json, re, sys
@@ -107,7 +106,7 @@ seeds["train"] = [len(x.sharding.device_set) for x in jax.tree.leaves(through_tr
 # groups of them
 groups = {}
 mesh = placement.make_mesh("seed")
-for name, sizes in GROUPED.items():
+for name in GROUPED:
     algorithm = ZOO[name]()
     keys = jax.random.split(jax.random.key(0), 32)
     init_keys, run_keys = training.split_run_key(keys)
@@ -115,7 +114,7 @@ for name, sizes in GROUPED.items():
     one = lambda key, progress: training.advance(key, algorithm, progress, 0, 1, 1)
     alone, _ = jax.jit(lambda *rows: training.map_seeds(one, *rows))(run_keys, start)
     groups[name] = {}
-    for together in sizes:
+    for together in (1, 2, 4):
         chunk = lambda *rows: training.map_seeds(one, *rows, together=together, mesh=mesh)
         program = jax.jit(chunk).lower(*placement.shard((run_keys, start))).compile()
         after, _ = program(*placement.shard((run_keys, start)))
@@ -205,7 +204,6 @@ class TestShard:
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_seeds_in_groups_are_those_side_by_side_and_wait_for_no_other_device(results, name):
-    assert [int(together) for together in results["groups"][name]] == list(GROUPED[name])
     for together, found in results["groups"][name].items():
         assert found["collectives"] == [], together
         assert found["error"] < 1e-5, together
