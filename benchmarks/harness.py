@@ -113,6 +113,7 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
     """Put a benchmark's rows into the file of this device and day, and write that file's tables anew.
 
     Rows replace those that measured the same: where only a part was asked for, the rest of the day stays.
+    What was measured with other versions of libraries on the same day stays in a file of its own.
 
     Args:
         name: of the benchmark, a module of this package.
@@ -124,8 +125,12 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
         The JSON file.
     """
     where = about()
-    path = result_file(where, folder)
-    found = json.loads(path.read_text()) if path.exists() else {}
+    path = first = result_file(where, folder)
+    number, found = 1, _of(path)
+    while found.get(name, where)["versions"] != where["versions"]:
+        number += 1
+        path = first.with_stem(f"{first.stem}-{number}")
+        found = _of(path)
     before = found.get(name, {}).get("rows", [])
     order, measured = [_what(row) for row in before], {_what(row) for row in rows}
     kept = [row for row in before if _what(row) not in measured]
@@ -137,6 +142,11 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
     _write(path, json.dumps(found, indent=1) + "\n")
     _write(path.with_suffix(".md"), page(found))
     return path
+
+
+def _of(path: pathlib.Path) -> dict[str, Any]:
+    """What a results file holds."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -26,7 +26,7 @@ Trainings of fewer than 512 environments have one thread of XLA on both sides (`
 `pgjax train` arranges for them; set the variable yourself for another number.
 
 Seconds to compile are those from Python to the executable of a whole training, from a key, without any
-cache, up to three times by turns. Stable-Baselines3 compiles nothing, SBX parts of its program when they
+cache, up to five times by turns. Stable-Baselines3 compiles nothing, SBX parts of its program when they
 are first called.
 """
 
@@ -47,7 +47,7 @@ from pgjax.experiment import threads
 
 ROOT = pathlib.Path(__file__).parents[1]
 ADVICE = 'python -m pip install -e ".[peers]"'
-COMPILE_TURNS = 3
+COMPILE_TURNS = 5
 
 
 class WorkerError(RuntimeError):

@@ -105,6 +105,21 @@ class TestHarness:
         kept = json.loads(path.read_text())["fisher"]["rows"]
         assert kept == [rows[0] | {"found": 2}, rows[1] | {"found": 1}]
 
+    def test_what_other_versions_measured_on_that_day_stays_apart(self, tmp_path, monkeypatch):
+        """Otherwise its rows would stand below versions that they were not measured with."""
+        monkeypatch.setattr(harness, "page", lambda found: "")
+        versions = harness.about()["versions"]
+        path = harness.save("fisher", [{"task": "a"}, {"task": "b"}], tmp_path)
+        monkeypatch.setattr(harness, "packages", lambda *names: versions | {"jax": "99"})
+        other = harness.save("fisher", [{"task": "a", "new": True}], tmp_path)
+        assert other.stem == f"{path.stem}-2"
+        assert harness.save("fisher", [{"task": "b", "new": True}], tmp_path) == other
+        (first, second) = (json.loads(x.read_text())["fisher"] for x in (path, other))
+        assert first["rows"] == [{"task": "a"}, {"task": "b"}]
+        assert second["rows"] == [{"task": "a", "new": True}, {"task": "b", "new": True}]
+        assert (first["versions"], second["versions"]["jax"]) == (versions, "99")
+        assert harness.save("memory", [{}], tmp_path) == path  # nothing of it is there
+
     def test_no_turns_are_refused_before_anything_is_measured(self):
         none = harness.parser("About.").parse_args(["--turns", "0"])
         with pytest.raises(SystemExit, match="--turns must be at least 1, got 0"):

@@ -6,7 +6,7 @@ import sys
 import pytest
 from experiment_fixtures import compile_once, tiny_run
 
-from pgjax.experiment import cli, files, runner, store
+from pgjax.experiment import cli, files, grid, options, presets, runner, store
 
 TINY = ["train", "a2c", "--seeds", "3", "--seed", "5", "--num-envs", "4", "--num-steps=16", "--steps", "697"]
 TINY += ["--network.hidden", "8"]
@@ -78,6 +78,24 @@ def test_help_shows_every_option_with_the_presets_value(capsys):
     assert "(default: True)" in shown
 
 
+@pytest.mark.parametrize("name", presets.algorithm_names())
+def test_every_algorithm_is_made_from_its_options_as_they_are_shown_and_typed(name):
+    settings = store.Settings(presets.preset(name))
+    given = {k: v for k, v in settings.preset.options.items() if v is not None and not isinstance(v, bool)}
+
+    def chosen(args):
+        return cli._chosen_settings(settings, options.parse(options.train_options(settings), args, "pgjax"))
+
+    shown = chosen([])
+    assert shown == settings
+    assert chosen([f"--{k.rstrip('_').replace('_', '-')}={v}" for k, v in given.items()]) == settings
+    presets.build(shown.preset)
+    presets.build(shown.preset, presets.hyper(shown.preset))  # numbers that could be traced, and are not
+    plan = grid.plan(name, None, {k: [v] for k, v in given.items()})
+    assert [grid.apply(plan[0], setting).options for setting in plan[1]] == [settings.preset.options]
+    grid.groups(*plan)
+
+
 @pytest.mark.parametrize(
     "command, message",
     [
@@ -93,6 +111,8 @@ def test_help_shows_every_option_with_the_presets_value(capsys):
         ("train ppo --clip-epz 0.1", "--clip-eps"),
         ("train ppo --num-envs x", "--num-envs"),
         ("train ppo --num-envs 0", "num_envs must be at least 1"),
+        ("train dqn --target-period 0", "target_period must be at least 1"),
+        ("train dqn --target-period 2.5", "--target-period"),
         ("train ppo --num-minibatches 7", "must divide"),
         ("train ppo --gamma 2", "gamma must be between 0 and 1"),
         ("train ppo --lambda_ 2", "lambda_ must be between 0 and 1"),

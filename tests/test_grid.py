@@ -80,6 +80,11 @@ def test_a_draw_can_be_repeated_and_stays_in_its_ranges():
     assert all(float(f"{x:.4g}") == x for x in drawn["optimizer.learning_rate"])
 
 
+def test_whole_numbers_that_may_be_traced_are_drawn_as_such():
+    _, settings = grid.plan("dqn", None, {"target_period": [3, 300]}, random=20)
+    assert all(isinstance(s["target_period"], int) for s in settings)
+
+
 def test_a_range_of_a_decade_is_logarithmic_and_a_shorter_one_is_not():
     drawn = grid.draw({"wide": (1e-4, 1.0), "narrow": (1.0, 9.0), "sizes": (1, 1000)}, 4000, seed=0)
     wide, narrow, sizes = (np.array([s[name] for s in drawn]) for name in ("wide", "narrow", "sizes"))

@@ -199,6 +199,8 @@ def test_what_a_gradient_step_looks_at(algorithm, changes, expected):
         ("sac", "CartPole-v1", {"noise_correlation": 0.9}, "leave noise_correlation at 0"),
         ("ppo", "", {}, "Unknown environment ''"),
         ("ppo", "CartPole-v1", {"num_envs": 4.5}, "num_envs must be a whole number, got 4.5"),
+        ("dqn", "CartPole-v1", {"target_period": 2.5}, "target_period must be a whole number, got 2.5"),
+        ("dqn", "CartPole-v1", {"target_period": 0}, "target_period must be at least 1, got 0"),
         ("ppo", "CartPole-v1", {"network": {"hidden": 64}}, "network.hidden must be several sizes, got 64"),
         ("ppo", "CartPole-v1", {"network": 64}, "network must be options by name, got 64"),
         ("ppo", "CartPole-v1", {"optimizer": 1e-3}, "optimizer must be options by name, got 0.001"),

@@ -87,7 +87,7 @@ def _both(short: str, peer: str, clips: bool, on_box: int) -> dict[str, Task]:
 def _gae(num_steps: int, num_envs: int) -> Task:
     options = {"num_steps": num_steps, "num_envs": num_envs, "gamma": 0.99, "lambda_": 0.95}
     size = num_steps * num_envs
-    calls = min(max(20_000_000 // size, 50), 2_500)
+    calls = min(max(100_000_000 // size, 50), 10_000)
     return Task("gae", "rlax", "", options, calls * size, calls * size, size)
 
 

@@ -157,15 +157,16 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     strip = length // num_strips
     num_groups = math.ceil(strip / _LONGEST_GROUP)
     sizes = strip // num_groups + (jnp.arange(num_groups, dtype=jnp.int32) < strip % num_groups)
-    x, decay, init = x.reshape(-1), decay.reshape(-1), init.reshape(())
+    ones = shape[1:]  # kept in the loops, which were a tenth slower without
+    init = init.reshape(ones)
     cut = num_strips * strip
     last, end = None, init  # the few steps that fill no row, and what comes after the rows
     if cut < length:
         last = _scan(x[cut:], decay[cut:], init)
         end = last[0]
-    x, decay = x[:cut].reshape(num_strips, strip), decay[:cut].reshape(num_strips, strip)
+    x, decay = (a[:cut].reshape(num_strips, strip, *ones) for a in (x, decay))
 
-    def row(time: Array) -> tuple[Array, Array]:
+    def row(x: Array, time: Array) -> tuple[Array, Array]:
         x_now, decay_now = (lax.dynamic_slice_in_dim(a, time, 1, axis=1)[:, 0] for a in (x, decay))
         return x_now, decay_now
 
@@ -174,7 +175,7 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
 
         def step(_: Any, loop: tuple[tuple[Array, Array], Array]) -> tuple[tuple[Array, Array], Array]:
             later, time = loop
-            return _local(later, row(time - 1)), time - 1
+            return _local(later, row(x, time - 1)), time - 1
 
         nothing = jnp.zeros_like(x[:, 0])
         found, time = lax.fori_loop(0, size, step, ((nothing, nothing + 1.0), time))
@@ -183,7 +184,7 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     def solve(loop: tuple[Array, Array], group: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             later, y, time = loop
-            x_now, decay_now = row(time - 1)
+            x_now, decay_now = row(y, time - 1)
             now = x_now + decay_now * later
             return now, lax.dynamic_update_slice_in_dim(y, now[:, None], time - 1, axis=1), time - 1
 
@@ -193,14 +194,15 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
 
     time = jnp.asarray(strip, jnp.int32)
     _, starts = lax.scan(to_start, time, sizes)  # from the last group to the first
-    local, passed = (a[::-1].T.reshape(-1) for a in starts)
-    after = _next(_scan_or_blocks(local, passed, end), end).reshape(num_strips, num_groups).T[::-1]
-    (y, _), _ = lax.scan(solve, (jnp.zeros_like(x), time), (after, sizes))
+    local, passed = (a[::-1].swapaxes(0, 1).reshape(-1, *ones) for a in starts)
+    after = _next(_scan_or_blocks(local, passed, end), end)
+    after = after.reshape(num_strips, num_groups, *ones).swapaxes(0, 1)[::-1]
+    (y, _), _ = lax.scan(solve, (x, time), (after, sizes))  # in place: a step reads its x and leaves y there
     if last is None:
         return y.reshape(shape)
     # not concatenated: on two threads that took five times as long
-    whole = jnp.zeros((length,), y.dtype).at[:cut].set(y.reshape(-1))
-    return whole.at[cut:].set(last).reshape(shape)
+    whole = jnp.zeros(shape, y.dtype).at[:cut].set(y.reshape(cut, *ones))
+    return whole.at[cut:].set(last)
 
 
 @_strips.def_vmap

@@ -294,7 +294,7 @@ def _as_declared(preset: Preset, name: str, value: Any) -> Any:
         real = kind is float or float in get_args(kind)
     else:
         option = None if section else presets.keyword_options(preset.algorithm).get(field)
-        real = option is not None and presets.is_numeric(option)
+        real = option is not None and presets.is_numeric(option) and not presets.is_whole(field)
     return float(value) if real and isinstance(value, int) and not isinstance(value, bool) else value
 
 

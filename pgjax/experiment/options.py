@@ -83,7 +83,9 @@ def _algorithm_options(preset: Any) -> list[tuple[str, Any, Any, dict[str, Any]]
     found = []
     for name, option in presets.keyword_options(preset.algorithm).items():
         default = preset.options[name]
-        kind: Any = float if presets.is_numeric(option) else option.annotation
+        kind: Any = option.annotation
+        if presets.is_numeric(option):
+            kind = int if presets.is_whole(name) else float
         if name == "weight":
             kind = Literal[tuple(presets.WEIGHTS)]
         elif default is None or type(None) in get_args(option.annotation):

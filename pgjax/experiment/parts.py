@@ -132,6 +132,7 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "noise_correlation": (0.0, 0.9999, True),  # at 1 there would be no noise at all
     "tau": (0.0, 1.0, False),
     **dict.fromkeys(("delay", "alpha"), (0.0, math.inf, True)),
+    "target_period": (1.0, math.inf, True),
     **dict.fromkeys(("entropy_coef", "value_coef", "kl_coef", "eps"), (0.0, math.inf, True)),
     **dict.fromkeys(("noise_std", "target_noise_std", "target_noise_clip"), (0.0, math.inf, True)),
     **dict.fromkeys(("clip_eps", "value_clip_eps", "obs_clip", "reward_clip"), (0.0, math.inf, False)),
@@ -145,7 +146,9 @@ _RANGES: dict[str, tuple[float, float, bool]] = {
     "backtrack": (0.0, 1.0, False),
 }
 _SIZES = ("num_", "max_steps", "steps", "hidden", "channels", "capacity", "batch_size", "warmup_steps")
-_SIZES += ("n_step", "policy_delay", "target_period")
+_SIZES += ("n_step", "policy_delay")
+WHOLE = ("target_period", "delay")
+"""Whole numbers that may be traced; what is traced is real."""
 
 _CHOICES = {
     "weight": list(WEIGHTS),
@@ -334,7 +337,10 @@ def check_ranges(values: Iterable[tuple[str, Any]]) -> None:
         low, high, inclusive = _range(name)
         if not (isinstance(value, bool | int | float) or hasattr(value, "dtype")) or value != value:
             raise ValueError(f"{name} must be a number, got {value!r}.")
-        if _is_size(field) and not isinstance(value, int | np.integer):
+        fraction = (_is_size(field) and not isinstance(value, int | np.integer)) or (
+            field in WHOLE and value % 1 != 0
+        )
+        if fraction:
             raise ValueError(f"{name} must be a whole number, got {value!r}.")
         if isinstance(value, bool) or (low <= value <= high if inclusive else low < value <= high):
             continue
