@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from pgjax._jit import compiled
 from pgjax.types import Array, Numeric
@@ -157,14 +158,13 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     strip = length // num_strips
     num_groups = math.ceil(strip / _LONGEST_GROUP)
     sizes = strip // num_groups + (jnp.arange(num_groups, dtype=jnp.int32) < strip % num_groups)
-    ones = shape[1:]  # kept in the loops, which were a tenth slower without
-    init = init.reshape(ones)
+    x, decay, init = x.reshape(-1), decay.reshape(-1), init.reshape(())
     cut = num_strips * strip
     last, end = None, init  # the few steps that fill no row, and what comes after the rows
     if cut < length:
         last = _scan(x[cut:], decay[cut:], init)
         end = last[0]
-    x, decay = (a[:cut].reshape(num_strips, strip, *ones) for a in (x, decay))
+    x, decay = x[:cut].reshape(num_strips, strip), decay[:cut].reshape(num_strips, strip)
 
     def row(x: Array, time: Array) -> tuple[Array, Array]:
         x_now, decay_now = (lax.dynamic_slice_in_dim(a, time, 1, axis=1)[:, 0] for a in (x, decay))
@@ -194,15 +194,14 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
 
     time = jnp.asarray(strip, jnp.int32)
     _, starts = lax.scan(to_start, time, sizes)  # from the last group to the first
-    local, passed = (a[::-1].swapaxes(0, 1).reshape(-1, *ones) for a in starts)
-    after = _next(_scan_or_blocks(local, passed, end), end)
-    after = after.reshape(num_strips, num_groups, *ones).swapaxes(0, 1)[::-1]
+    local, passed = (a[::-1].T.reshape(-1) for a in starts)
+    after = _next(_scan_or_blocks(local, passed, end), end).reshape(num_strips, num_groups).T[::-1]
     (y, _), _ = lax.scan(solve, (x, time), (after, sizes))  # in place: a step reads its x and leaves y there
-    if last is None:
-        return y.reshape(shape)
+    if last is None:  # of axes of one element XLA would choose another order, and copy
+        return with_layout_constraint(y.reshape(shape), Layout(tuple(range(len(shape)))))
     # not concatenated: on two threads that took five times as long
-    whole = jnp.zeros(shape, y.dtype).at[:cut].set(y.reshape(cut, *ones))
-    return whole.at[cut:].set(last)
+    whole = jnp.zeros((length,), y.dtype).at[:cut].set(y.reshape(-1))
+    return whole.at[cut:].set(last).reshape(shape)
 
 
 @_strips.def_vmap
