@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from pgjax._jit import compiled
 from pgjax.types import Array, Numeric
@@ -197,8 +196,8 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     local, passed = (a[::-1].T.reshape(-1) for a in starts)
     after = _next(_scan_or_blocks(local, passed, end), end).reshape(num_strips, num_groups).T[::-1]
     (y, _), _ = lax.scan(solve, (x, time), (after, sizes))  # in place: a step reads its x and leaves y there
-    if last is None:  # of axes of one element XLA would choose another order, and copy
-        return with_layout_constraint(y.reshape(shape), Layout(tuple(range(len(shape)))))
+    if last is None:
+        return y.reshape(shape)
     # not concatenated: on two threads that took five times as long
     whole = jnp.zeros((length,), y.dtype).at[:cut].set(y.reshape(-1))
     return whole.at[cut:].set(last).reshape(shape)
