@@ -2,6 +2,7 @@ import functools
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -65,6 +66,13 @@ def test_the_error_of_a_single_sequence_where_it_is_largest(length, gamma, bound
     powers = float(decay[0]) ** np.arange(length)
     exact = float(x[0]) * np.cumsum(powers)[::-1]
     assert np.abs(pgjax.reverse_recurrence(x, decay, 0.0) - exact).max() < bound * exact.max()
+
+
+def test_a_program_with_a_single_sequence_can_be_exported():
+    """It asks XLA for nothing that other versions of it might not know."""
+    x, decay = jnp.linspace(-1.0, 1.0, 2000), jnp.full(2000, 0.9)
+    program = jax.jit(lambda x, decay: pgjax.reverse_recurrence(x, decay, 0.5))
+    np.testing.assert_array_equal(jax.export.export(program)(x, decay).call(x, decay), program(x, decay))
 
 
 def test_a_single_sequence_runs_without_jit():
