@@ -83,6 +83,48 @@ def test_a_shuffle_cannot_be_told_from_a_uniform_one():
     assert chi_square(half, 70) < 5.0
 
 
+@pytest.fixture(scope="module", params=[1000, 4096])
+def large(request):
+    """500 shuffles each of five keys, of a size that is a power of two and of one that is none."""
+    size = request.param
+    shuffle = jax.jit(jax.vmap(lambda key: pgjax.shuffled_minibatches(key, 1, size, 1, 500)[:, 0]))
+    return np.asarray(shuffle(jax.vmap(jax.random.key)(jnp.arange(5))))
+
+
+def correlation(x, y):
+    """Along the last axis, of every shuffle."""
+    x, y = (z - z.mean(-1, keepdims=True) for z in (x.astype(float), y.astype(float)))
+    return (x * y).mean(-1) / (x.std(-1) * y.std(-1))
+
+
+def test_a_sample_of_a_large_shard_lands_in_every_part_of_it_equally_often(large):
+    """Of 64 parts, for samples at both ends and in the middle: χ² of 2,500 shuffles below 5 σ each."""
+    size = large.shape[-1]
+    places = np.argsort(large.reshape(-1, size), -1)
+    parts = 64 if size % 64 == 0 else 50
+    for sample in (0, 1, size // 2 - 1, size // 2, size - 1):
+        assert chi_square(places[:, sample] // (size // parts), parts) < 5.0
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 64, 500])
+def test_what_follows_in_a_large_shuffle_does_not_depend_on_what_was_before(large, lag):
+    """Serial correlation: −1/(n − 1) ± 1/√(n − lag) in uniform permutations; mean and square within 5 σ."""
+    orders = large.reshape(-1, large.shape[-1])
+    num, size = orders.shape
+    found = (correlation(orders[:, :-lag], orders[:, lag:]) + 1.0 / (size - 1)) * np.sqrt(size - lag)
+    assert abs(found.mean()) < 5.0 / np.sqrt(num)
+    assert abs(np.square(found).mean() - 1.0) < 5.0 * np.sqrt(2.0 / num)
+
+
+def test_shuffles_of_different_keys_and_epochs_are_independent(large):
+    """What two have in the same place: correlation, and χ² of 8 × 8 parts in each 7th place; within 5 σ."""
+    size = large.shape[-1]
+    for one, other in ((large[:-1], large[1:]), (large[:, :-1], large[:, 1:])):
+        assert abs(correlation(one, other).mean()) < 5.0 / np.sqrt(one.size)
+        parts = 8 * (one // (size // 8)) + other // (size // 8)
+        assert chi_square(parts[..., ::7].ravel(), 64) < 5.0
+
+
 def test_the_mean_of_a_minibatch_varies_as_sampling_without_replacement_has_it():
     """Var = σ²/m (n − m)/(n − 1); 8,000 minibatches give it to 1.6 % (σ of the ratio), 5 σ allowed."""
     order = np.asarray(pgjax.shuffled_minibatches(jax.random.key(0), 1, 128, 4, 2000))[:, 0]
