@@ -17,7 +17,6 @@ from programs import equations
 
 import pgjax
 from pgjax import networks
-from pgjax.algorithms import a2c, dqn, ppo, sac, td3, trpo
 
 KEY = jax.random.key(0)
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,34 +57,35 @@ def test_one_long_sequence_that_was_computed_is_solved_in_place():
     assert len(whole) == 1, whole  # the product
 
 
-def sized(kind, factor):
-    """An algorithm, and the same with `factor` times as many steps, epochs, updates, gradient steps."""
-    both = networks.ActorCritic(zoo.categorical(), zoo.critic())
-    box = networks.DeterministicActor((-2.0,), (2.0,), zoo.TORSO)
-    soft = networks.TanhGaussianActor((-2.0,), (2.0,), zoo.TORSO)
-    pair = networks.ActionCritic((-2.0,), (2.0,), zoo.OTHER_TORSO)
-    # 32 indices at least: fewer numbers of one key are drawn in another way
-    replay = {"capacity": 400, "warmup_steps": 16, "batch_size": 16, "num_envs": 2}
-    replay |= {"num_updates": 2 * factor, "num_steps": 2 * factor, "num_gradient_steps": 2 * factor}
-    steps = {"num_envs": 4, "num_steps": 16 * factor}
-    if kind == "ppo":
-        more = {"num_epochs": 2 * factor, "num_minibatches": 4 * factor}
-        return ppo.make(*zoo.CARTPOLE, both, zoo.adam(), **steps, **more)
-    if kind == "a2c":
-        return a2c.make(*zoo.CARTPOLE, both, zoo.adam(), **steps)
-    if kind == "trpo":
-        more = {"critic_epochs": 2 * factor, "critic_minibatches": 4 * factor, "cg_iters": 3 * factor}
-        more |= {"num_backtracks": 3 * factor}
-        return trpo.make(*zoo.CARTPOLE, zoo.categorical(), zoo.critic(), zoo.adam(), **steps, **more)
-    if kind == "dqn":
-        return dqn.make(*zoo.CARTPOLE, networks.QNetwork(2, zoo.TORSO), zoo.adam(), **replay)
-    module, actor, count = {"td3": (td3, box, 2), "sac": (sac, soft, 3)}[kind]
-    return module.make(*zoo.PENDULUM, actor, pair, *[zoo.adam() for _ in range(count)], **replay)
+STEPS = {"num_steps": 16}
+CRITIC = {"critic_epochs": 2, "critic_minibatches": 4, "cg_iters": 3}
+# 32 indices at least: fewer numbers of one key are drawn in another way
+REPLAY = {"num_updates": 2, "num_steps": 2, "num_gradient_steps": 2}
+LARGE = {"capacity": 400, "batch_size": 16}
+# what may grow, and what does not
+COUNTS = {
+    "ppo": (STEPS | {"num_epochs": 2, "num_minibatches": 4}, {}),
+    "a2c": (STEPS, {}),
+    "a3c": (STEPS | {"num_updates": 4}, {}),
+    "acktr": (STEPS | {"num_updates": 2}, {}),
+    "npg": (STEPS | CRITIC, {}),
+    "trpo": (STEPS | CRITIC | {"num_backtracks": 3}, {}),
+    "actor-critic": ({"num_updates": 32}, {}),
+    "reinforce-critic": ({"num_critic_steps": 3, "max_steps": 32}, {}),
+    "q_learning": ({"num_updates": 32}, {}),
+    "sarsa": ({"num_updates": 32}, {}),
+    "dqn": (REPLAY, LARGE),
+    "ddpg-continuous": (REPLAY, LARGE),
+    "td3-continuous": (REPLAY, LARGE),
+    "sac-discrete": (REPLAY, LARGE),
+}
 
 
-@pytest.mark.parametrize("kind", ["ppo", "a2c", "trpo", "dqn", "td3", "sac"])
-def test_a_program_does_not_grow_with_the_number_of_steps_epochs_and_gradient_steps(kind):
-    assert operations(sized(kind, 3)) == operations(sized(kind, 1))
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_program_does_not_grow_with_the_number_of_steps_epochs_and_gradient_steps(name):
+    counts, more = COUNTS[name]
+    small, large = (zoo.ZOO[name](**{k: n * x for k, x in counts.items()}, **more) for n in (1, 3))
+    assert operations(large) == operations(small)
 
 
 COMPILED = """
