@@ -18,7 +18,6 @@ every row. On a CPU sizes are small.
 
 import argparse
 import concurrent.futures
-import math
 import os
 import statistics
 import sys
@@ -27,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from benchmarks import harness
+from benchmarks.work import work
 
 PARTS = {"device": 0.04, "throughput": 0.44, "scan": 0.12, "fisher": 0.12, "seeds": 0.12, "bf16": 0.16}
 ALGORITHMS = {
@@ -46,6 +46,7 @@ FISHER = [(name, batch) for batch in (4096, 50_000, 500_000) for name in ("8-64-
 
 
 MEMORY = ("peak_bytes_in_use", "bytes_limit")
+TYPES = ("float32", "bfloat16")
 Cases = list[tuple[dict[str, Any], Callable[[], Any]]]
 """What a row is about, and what makes the program or measures it."""
 
@@ -87,50 +88,7 @@ def attempt(row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[
     return found
 
 
-# What a program must do at least
-
-
-def work(closed: Any) -> tuple[float, float]:
-    """Operations and bytes of a traced program; a loop whose length is not known counts once."""
-    jaxpr = getattr(closed, "jaxpr", closed)
-    operations = moved = 0.0
-    for eqn in jaxpr.eqns:
-        name, times = eqn.primitive.name, 1
-        if name in ("dot_general", "conv_general_dilated"):
-            operations += _products(eqn)
-            moved += _num_bytes([*eqn.invars, *eqn.outvars])
-        elif name == "scan":
-            times = eqn.params["length"]
-            stacked = eqn.invars[eqn.params["num_consts"] + eqn.params["num_carry"] :]
-            moved += _num_bytes([*stacked, *eqn.outvars[eqn.params["num_carry"] :]])
-        inner = [work(sub) for sub in _programs(eqn.params.values())]
-        if name == "cond" and inner:  # one of its branches runs
-            inner = [max(inner)]
-        operations += times * sum(x for x, _ in inner)
-        moved += times * sum(x for _, x in inner)
-    return operations, moved
-
-
-def _programs(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if hasattr(value, "eqns") or hasattr(value, "jaxpr"):
-            yield value
-        elif isinstance(value, tuple | list):
-            yield from _programs(value)
-
-
-def _products(eqn: Any) -> float:
-    """Two operations for each product of two numbers."""
-    left, right, out = (v.aval for v in (*eqn.invars[:2], eqn.outvars[0]))
-    if eqn.primitive.name == "dot_general":
-        (contracted, _), _ = eqn.params["dimension_numbers"]
-        return 2.0 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
-    out_features = right.shape[eqn.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * math.prod(out.shape) * math.prod(right.shape) / out_features
-
-
-def _num_bytes(variables: Iterable[Any]) -> float:
-    return float(sum(v.aval.size * v.aval.dtype.itemsize for v in variables if hasattr(v.aval, "dtype")))
+# The share of the device
 
 
 def shares(operations: float, moved: float, seconds: float, device: dict[str, float]) -> dict[str, float]:
@@ -154,7 +112,7 @@ def measure_device(on_cpu: bool, turns: int) -> dict[str, Any]:
     x = jnp.zeros(count)
     copy = jax.jit(lambda x: x + 1.0)
     program = {"copy": lambda: copy(x)}
-    for dtype in ("float32", "bfloat16"):
+    for dtype in TYPES:
         matrix = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
         product = jax.jit(jnp.matmul)
         program[dtype] = lambda product=product, matrix=matrix: product(matrix, matrix)
@@ -287,15 +245,25 @@ def measure_scan(length: int, batch: int, turns: int, device: dict[str, float]) 
     } | shares(0.0, 12.0 * length * batch, median[fastest], device)
 
 
-def measure_bf16(algorithm: str, width: int, num_envs: int, turns: int) -> dict[str, Any]:
-    """A training with a torso in either type, by turns in the same process."""
+def measure_fisher(network: str, batch_size: int, turns: int, device: dict[str, float]) -> dict[str, Any]:
+    """A product with the Fisher matrix, and what that is of the device."""
+    from benchmarks import fisher
+
+    row = fisher.measure_one(network, batch_size, turns)
+    return row | shares(row["operations"], row["bytes"], row["seconds"]["product"], device)
+
+
+def measure_bf16(
+    algorithm: str, width: int, num_envs: int, turns: int, device: dict[str, float]
+) -> dict[str, Any]:
+    """A training with a torso in either type, by turns in the same process; of the rates for that type."""
     import jax
 
-    programs, states = {}, {}
+    programs, states, works = {}, {}, {}
     for name, dtype in (("float32", None), ("bfloat16", "bfloat16")):
         network = {"hidden": (width, width)} | ({"dtype": dtype} if dtype else {})
         program = Program(make(algorithm, num_envs, network=network))
-        states[name] = program.compiled_init(program.keys)
+        states[name], works[name] = program.compiled_init(program.keys), program.work
 
         def run(name: str = name, program: Program = program) -> Any:
             states[name], metrics = program.compiled(program.keys, states[name])
@@ -304,9 +272,13 @@ def measure_bf16(algorithm: str, width: int, num_envs: int, turns: int) -> dict[
         programs[name] = run
     times = harness.by_turns(programs, turns)
     steps = int(jax.block_until_ready(programs["float32"]())["env_steps"])
+    median = {name: statistics.median(found) for name, found in times.items()}
+    fast = device | {"operations_per_second": device["bf16_operations_per_second"]} if device else {}
+    rates = {"float32": device, "bfloat16": fast}
     return {
-        "steps_per_second": {k: steps / statistics.median(found) for k, found in times.items()},
+        "steps_per_second": {name: steps / found for name, found in median.items()},
         "float32_against_bfloat16": harness.ratio(times["float32"], times["bfloat16"]),
+        "shares": {name: shares(*works[name], median[name], rates[name]) for name in median},
     }
 
 
@@ -329,8 +301,6 @@ class Sizes:
 
 def cases_of(part: str, sizes: Sizes, turns: int, device: dict[str, float]) -> Cases:
     """The rows of a part."""
-    from benchmarks import fisher
-
     if part == "throughput":
         return measure_throughput(sizes.algorithms, sizes.exponents)
     if part == "seeds":
@@ -343,14 +313,17 @@ def cases_of(part: str, sizes: Sizes, turns: int, device: dict[str, float]) -> C
         ]
     if part == "fisher":
         return [
-            ({"network": name, "batch_size": b}, lambda name=name, b=b: fisher.measure_one(name, b, turns))
+            (
+                {"network": name, "batch_size": b},
+                lambda name=name, b=b: measure_fisher(name, b, turns, device),
+            )
             for name, b in sizes.fisher
         ]
     name, num_envs = sizes.one, sizes.num_envs
     return [
         (
             {"algorithm": name, "width": width, "num_envs": num_envs},
-            lambda width=width: measure_bf16(name, width, num_envs, turns),
+            lambda width=width: measure_bf16(name, width, num_envs, turns, device),
         )
         for width in sizes.widths
     ]
@@ -484,6 +457,8 @@ def table(rows: harness.Rows) -> str:
             "product, ms",
             "product / value-and-gradient",
             "gradient of gradient / linearised",
+            "of the matrix rate",
+            "of the bandwidth",
         ],
         lambda row: [
             row["network"],
@@ -491,6 +466,8 @@ def table(rows: harness.Rows) -> str:
             f"{1e3 * row['seconds']['product']:.3f}",
             harness.show(row["product_against_value_and_gradient"]),
             harness.show(row["gradient_of_gradient_against_linearized_once"]),
+            percent(row, "matrix_share"),
+            percent(row, "bandwidth_share"),
         ],
         ("network", "batch_size"),
     )
@@ -503,13 +480,18 @@ def table(rows: harness.Rows) -> str:
             "float32, steps / s",
             "bfloat16, steps / s",
             "float32 / bfloat16",
+            "of the float32 rate",
+            "of the bfloat16 rate",
+            "of the bandwidth",
         ],
         lambda row: [
             row["algorithm"],
             row["width"],
             f"{row['num_envs']:,}",
-            *(f"{row['steps_per_second'][k]:,.0f}" for k in ("float32", "bfloat16")),
+            *(f"{row['steps_per_second'][k]:,.0f}" for k in TYPES),
             harness.show(row["float32_against_bfloat16"]),
+            *(percent(row["shares"][k], "matrix_share") for k in TYPES),
+            " and ".join(percent(row["shares"][k], "bandwidth_share") for k in TYPES),
         ],
         ("algorithm", "width", "num_envs"),
     )

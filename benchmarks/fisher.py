@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 from benchmarks import harness
+from benchmarks.work import work
 
 SIZES = {"8-64-64-4": (8, (64, 64), 4), "376-256-256-17": (376, (256, 256), 17)}
 BATCH_SIZES = (4096, 50_000)
@@ -89,6 +90,7 @@ def measure_one(name: str, batch_size: int, turns: int) -> dict[str, Any]:
     solved = {k: ravel_pytree(compiled[k](params, vector))[0] for k in TEN}
     apart = jnp.linalg.norm(solved["linearized_once"] - solved["gradient_of_gradient"])
     times = harness.by_turns({k: lambda f=f: f(params, vector) for k, f in compiled.items()}, turns)
+    operations, moved = work(compiled["product"].trace(params, vector).jaxpr)
     return {
         "network": name,
         "batch_size": batch_size,
@@ -96,6 +98,8 @@ def measure_one(name: str, batch_size: int, turns: int) -> dict[str, Any]:
         "product_against_value_and_gradient": harness.ratio(times["product"], times["surrogate"]),
         "gradient_of_gradient_against_linearized_once": harness.ratio(*(times[k] for k in reversed(TEN))),
         "relative_difference_of_the_directions": float(apart / jnp.linalg.norm(solved["linearized_once"])),
+        "operations": operations,
+        "bytes": moved,
     }
 
 

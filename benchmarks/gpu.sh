@@ -3,13 +3,18 @@
 #
 #   benchmarks/gpu.sh                              # results beside the others
 #   benchmarks/gpu.sh --minutes 5 --parts scan     # options of accelerator.py
+#   benchmarks/gpu.sh learning --runs FOLDER       # no ten minutes: replay and values on MinAtar at full length
 #   WHEELS=wheels OUT=out benchmarks/gpu.sh        # packages from a folder, results into another
 #
 # WHEELS: a folder of wheels, installed without any index, for a machine that reaches none:
-#         pip download --only-binary=:all: -d wheels flax optax gymnax gymnasium chex tyro orbax-checkpoint six
+#         pip download --only-binary=:all: -c constraints.txt -d wheels \
+#             flax optax gymnax gymnasium chex tyro orbax-checkpoint six
+#         Those of jax are passed over where the interpreter has jax: its own knows the accelerator.
 # OUT:    where the results go.
 # PYTHON: the interpreter; it should have jax for its accelerator already.
 set -euo pipefail
+[[ -z ${WHEELS:-} || $WHEELS == /* ]] || WHEELS=$PWD/$WHEELS
+[[ -z ${OUT:-} || $OUT == /* ]] || OUT=$PWD/$OUT
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
@@ -23,9 +28,18 @@ if [[ -n ${WHEELS:-} ]]; then
         echo "gpu.sh: there is no wheel in WHEELS=$WHEELS." >&2
         exit 2
     fi
+    if "$python" -c 'import jax' 2>/dev/null; then
+        others=()
+        for wheel in "${wheels[@]}"; do
+            [[ ${wheel##*/} == jax[-_l]* ]] || others+=("$wheel")
+        done
+        wheels=(${others[@]+"${others[@]}"})
+    fi
     site=$(mktemp -d)
     trap 'rm -rf "$site"' EXIT
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "${wheels[@]}"
+    if ((${#wheels[@]} > 0)); then
+        "$python" -m pip install --quiet --no-index --no-deps --no-compile --target "$site" "${wheels[@]}"
+    fi
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 
@@ -50,6 +64,10 @@ fi
 
 options=()
 [[ -n ${OUT:-} ]] && options+=(--results "$OUT")
+if [[ ${1:-} == learning ]]; then
+    "$python" -m benchmarks.learning --full ${options[@]+"${options[@]}"} "${@:2}"
+    exit
+fi
 status=0
 timeout --signal=INT --kill-after=10 $((limit - SECONDS + begin)) \
     "$python" -m benchmarks.accelerator ${options[@]+"${options[@]}"} "$@" || status=$?

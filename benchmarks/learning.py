@@ -5,6 +5,7 @@
     python -m benchmarks learning --only ppo:CartPole-v1 dqn:Catch-bsuite
     python -m benchmarks learning --list                     # what is left, in the order in which it is done
     python -m benchmarks learning --draw                     # table and pictures anew, nothing trained
+    python -m benchmarks learning --full --runs FOLDER       # replay and values on MinAtar at full length
 
 Each pair is one compiled program for all its seeds, ten of them; on MinAtar five and 10 million steps where
 the policy learns from its own steps, and three and 1 million where values or replay do. After each pair its
@@ -12,7 +13,9 @@ row goes into `results/learning.json`, its curve into `results/learning-curves.j
 `results/learning.md` and the picture of the environment in `results/learning/` are made anew. A pair is done
 when its row was made with the settings that its preset has now, by this version, and has a curve. With
 `--runs` a pair that was cut off, by Ctrl-C, `--hours` or the machine, goes on from its latest checkpoint, on
-other devices too.
+other devices too. With `--full`, which is meant for an accelerator (`benchmarks/gpu.sh learning`), the pairs
+that had a million steps have ten million and five seeds; their results are `results/learning-full.json` and
+what is made from it.
 
 There are two scores: of the last 100 episodes of training, exploration included, and of 100 episodes that
 the final policies play without it. The first counts where the algorithm explores by its own policy and
@@ -47,6 +50,7 @@ from benchmarks import harness
 from benchmarks.harness import Rows
 
 RESULTS = harness.RESULTS / "learning.json"
+FULL = "learning-full.json"
 PUBLISHED = pathlib.Path(__file__).parent / "published.json"
 
 OWN_STEPS = ("ppo", "a2c", "reinforce", "actor_critic", "a3c", "npg", "trpo", "acktr")
@@ -248,11 +252,11 @@ def pairs() -> list[tuple[str, str]]:
     ]
 
 
-def length(algorithm: str, environment: str) -> tuple[int, dict[str, int]]:
+def length(algorithm: str, environment: str, full: bool = False) -> tuple[int, dict[str, int]]:
     """Seeds, and the steps where they are not the preset's."""
     if environment not in MINATAR:
         return 10, {}
-    return (5, {"steps": 10_000_000}) if algorithm in OWN_STEPS else (3, {"steps": 1_000_000})
+    return (5, {"steps": 10_000_000}) if full or algorithm in OWN_STEPS else (3, {"steps": 1_000_000})
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -305,7 +309,9 @@ def judge(name: str, row: dict[str, Any], known: Mapping[str, list[dict[str, Any
         enough = row["progress"] >= REACHED
         row["verdict"] = "reached" if enough and met else "failed" if row["progress"] < FAILED else "below"
     if row["verdict"] in ("below", "failed"):
-        row["why"] = WHY.get((algorithm, environment), "not explained yet")
+        steps = length(algorithm, environment)[1].get("steps")  # reasons are of runs of this length
+        known_why = WHY.get((algorithm, environment)) if steps in (None, row.get("steps")) else None
+        row["why"] = known_why or "not explained yet"
 
 
 def table(rows: Rows) -> str:
@@ -616,17 +622,19 @@ def measure(arguments: argparse.Namespace) -> Rows:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     from pgjax.experiment import presets
 
-    results = Results(arguments.results / RESULTS.name)
+    results = Results(arguments.results / (FULL if arguments.full else RESULTS.name))
     todo = []
     for task in QUICK if arguments.quick else pairs():
         name = ":".join(task)
         if arguments.only and name not in arguments.only:
             continue
+        if arguments.full and length(*task) == length(*task, full=True):
+            continue
         if not _is_installed(task[1]):
             suite = task[1].partition(":")[0]
             print(f'{name}: left out, for {suite} is not installed: pip install "pgjax[{suite}]"')
             continue
-        seeds, changes = length(*task)
+        seeds, changes = length(*task, full=arguments.full)
         seeds, changes = (2, {"steps": 4000}) if arguments.quick else (arguments.seeds or seeds, changes)
         preset = presets.preset(*task, **changes)
         if not results.is_done(name, digest(presets.to_json(preset)), seeds):
@@ -687,6 +695,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--hours", type=float, help="end after so long; what is under way is kept in --runs")
     parser.add_argument("--list", action="store_true", help="say what is left and end")
+    parser.add_argument("--full", action="store_true", help="what had a tenth of the steps, at full length")
     parser.add_argument("--draw", action="store_true", help="make table and pictures anew and end")
     arguments = parser.parse_args(argv)
     for name in arguments.only or []:
@@ -698,7 +707,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.hours is not None and arguments.hours <= 0:
         parser.error(f"--hours must be above 0, got {arguments.hours:g}")
     if arguments.draw:
-        results = Results(arguments.results / RESULTS.name)
+        results = Results(arguments.results / (FULL if arguments.full else RESULTS.name))
         results.save()
         print(table(results.ordered()))
         return 0

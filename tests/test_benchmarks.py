@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import zoo
 from jax import lax
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -234,6 +235,28 @@ class TestAccelerator:
         assert accelerator.table(rows).splitlines()[-1].startswith("| ppo | 131,072 |")
         assert accelerator.table(rows).endswith("| out of memory |")
 
+    def test_shares_are_of_the_rate_of_their_type(self, monkeypatch):
+        device = {"operations_per_second": 1e9, "bf16_operations_per_second": 4e9, "bytes_per_second": 1e9}
+        monkeypatch.setattr(accelerator, "make", lambda *args, **changes: zoo.ZOO["a2c"]())
+        row = accelerator.measure_bf16("a2c", 8, 4, 1, device)
+        single, half = (row["shares"][name] for name in accelerator.TYPES)
+        speed = row["steps_per_second"]["bfloat16"] / row["steps_per_second"]["float32"]
+        assert single["operations"] == half["operations"] > 0
+        assert half["matrix_share"] == pytest.approx(single["matrix_share"] * speed / 4.0)
+        assert half["bandwidth_share"] == pytest.approx(single["bandwidth_share"] * speed)
+        assert row["float32_against_bfloat16"]["turns"] == 1
+
+    def test_a_fisher_product_has_its_share(self):
+        device = {"operations_per_second": 1e9, "bytes_per_second": 1e9}
+        row = accelerator.measure_fisher("8-64-64-4", 64, 1, device)
+        layers = 8 * 64 + 64 * 64 + 64 * 4
+        assert row["operations"] >= 2 * 64 * 3 * layers  # forward, its derivative, and back
+        share = row["operations"] / row["seconds"]["product"] / 1e9
+        assert row["matrix_share"] == pytest.approx(share)
+        table = accelerator.table([{"part": "fisher"} | row]).splitlines()
+        assert table[2].endswith("| of the matrix rate | of the bandwidth |")
+        assert table[4].count("|") == table[2].count("|")
+
     def test_time_that_is_not_needed_goes_to_later_parts(self, monkeypatch):
         now = [0.0]
         monkeypatch.setattr(accelerator.time, "monotonic", lambda: now[0])
@@ -274,10 +297,10 @@ class TestAccelerator:
 
 
 class TestGpuScript:
-    def run(self, **variables):
+    def run(self, *args, folder=ROOT, **variables):
         environment = os.environ | {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu"} | variables
-        call = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), "--help"]
-        return subprocess.run(call, env=environment, capture_output=True, text=True)
+        call = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *(args or ["--help"])]
+        return subprocess.run(call, env=environment, capture_output=True, text=True, cwd=folder)
 
     def test_it_runs_without_an_accelerator(self):
         done = self.run()
@@ -285,10 +308,24 @@ class TestGpuScript:
         assert "cpu" in done.stdout
         assert "--minutes" in done.stdout
 
+    def test_it_trains_what_had_less_than_the_full_length(self, tmp_path):
+        done = self.run("learning", "--list", folder=tmp_path, OUT="out")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith(
+            "sac:SpaceInvaders-MinAtar: 5 seeds, 10,000,000 steps\n16 pairs are left.\n"
+        )
+
+    def test_wheels_of_jax_do_not_take_the_place_of_the_one_that_is_there(self, tmp_path):
+        (tmp_path / "wheels").mkdir()
+        (tmp_path / "wheels" / "jaxlib-9.9.9-py3-none-any.whl").write_text("none that can be installed")
+        done = self.run(folder=tmp_path, WHEELS="wheels")  # named from where it was called
+        assert done.returncode == 0, done.stderr
+        assert f"\n{jax.__version__} cpu" in f"\n{done.stdout}"
+
     def test_it_says_what_is_missing(self, tmp_path):
         done = self.run(WHEELS=str(tmp_path))
         assert (done.returncode, done.stdout) == (2, "")
-        assert "there is no wheel" in done.stderr
+        assert f"there is no wheel in WHEELS={tmp_path}" in done.stderr
         bare = tmp_path / "python"
         bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -I "$@"\n')
         bare.chmod(0o755)

@@ -42,7 +42,31 @@ def test_every_algorithm_has_every_environment_that_it_fits():
 def test_lengths_are_those_that_were_asked_for():
     assert learning.length("ppo", "Breakout-MinAtar") == (5, {"steps": 10_000_000})
     assert learning.length("dqn", "Freeway-MinAtar") == (3, {"steps": 1_000_000})
+    assert learning.length("dqn", "Freeway-MinAtar", full=True) == (5, {"steps": 10_000_000})
+    for name in ("CartPole-v1", "Breakout-MinAtar"):  # where nothing was cut short
+        assert learning.length("ppo", name, full=True) == learning.length("ppo", name)
     assert learning.length("dqn", "CartPole-v1") == (10, {})
+
+
+def test_the_full_length_is_for_what_had_less_and_lies_apart(tmp_path, capsys):
+    before = json.dumps({"dqn:Breakout-MinAtar": {"digest": "another"}})
+    (tmp_path / "learning.json").write_text(before)
+    assert learning.main(["--full", "--list", "--results", str(tmp_path)]) == 0
+    *found, last = capsys.readouterr().out.splitlines()
+    assert last == "16 pairs are left."
+    assert {line.split(": ")[0].split(":")[0] for line in found} == {*learning.VALUES, "sac"}
+    assert all(line.endswith(": 5 seeds, 10,000,000 steps") for line in found)
+    assert [x.name for x in tmp_path.iterdir()] == ["learning.json"]
+
+
+def test_a_reason_is_of_the_length_that_it_was_looked_for_at():
+    known = {"ppo:Asterix-MinAtar": [{"return": 20.0}]}
+    row = {"evaluation": [3.0], "evaluation_iqm": 3.0, "random": 0.5, "steps": 1_000_000}
+    learning.judge("sac:Asterix-MinAtar", row, known)
+    assert row["why"] == learning.WHY["sac", "Asterix-MinAtar"]
+    row["steps"] = 10_000_000
+    learning.judge("sac:Asterix-MinAtar", row, known)
+    assert (row["verdict"], row["why"]) == ("failed", "not explained yet")
 
 
 def test_what_is_cheap_comes_first():
