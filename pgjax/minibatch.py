@@ -83,7 +83,13 @@ def by_time(batch: ArrayTree, num_steps: int) -> Any:
 
 
 def shuffled_minibatches(
-    key: PRNGKey, num_shards: int, shard_size: int, num_minibatches: int, num_epochs: int = 1
+    key: PRNGKey,
+    num_shards: int,
+    shard_size: int,
+    num_minibatches: int,
+    num_epochs: int = 1,
+    *,
+    permutation: Callable[[PRNGKey, int], Array] | None = None,
 ) -> Array:
     """Indices that visit every sample once an epoch, in random order within its shard.
 
@@ -93,6 +99,8 @@ def shuffled_minibatches(
         shard_size: samples in each.
         num_minibatches: divides `shard_size`.
         num_epochs: independent shuffles.
+        permutation: `(key, n) -> [n]`, such as `jax.random.permutation`, which sorts; None: a shuffle that
+            does not, and is ten to seventy times as fast.
 
     Returns:
         int32 `[num_epochs * num_minibatches, num_shards, shard_size / num_minibatches]`, for
@@ -114,7 +122,11 @@ def shuffled_minibatches(
             f"num_minibatches={num_minibatches} must divide the {shard_size} samples of each of the "
             f"{num_shards} shards."
         )
-    order = _permutations(key, num_epochs * num_shards, shard_size)
+    num = num_epochs * num_shards
+    if permutation is None:
+        order = _permutations(key, num, shard_size)
+    else:
+        order = jax.vmap(lambda key: permutation(key, shard_size))(jax.random.split(key, num))
     order = order.reshape(num_epochs, num_shards, num_minibatches, -1)
     return jnp.swapaxes(order, 1, 2).reshape(num_epochs * num_minibatches, num_shards, -1)
 

@@ -45,6 +45,16 @@ def test_a_shuffle_depends_on_its_key_alone(indices):
     assert (other != indices).any()
 
 
+def test_a_permutation_of_ones_own_takes_the_place_of_the_shuffle():
+    key = jax.random.key(5)
+    order = pgjax.shuffled_minibatches(
+        key, SHARDS, SIZE, MINIBATCHES, EPOCHS, permutation=jax.random.permutation
+    )
+    expected = [jax.random.permutation(k, SIZE) for k in jax.random.split(key, EPOCHS * SHARDS)]
+    epochs = order.reshape(EPOCHS, MINIBATCHES, SHARDS, -1).swapaxes(1, 2).reshape(EPOCHS * SHARDS, SIZE)
+    np.testing.assert_array_equal(epochs, jnp.stack(expected))
+
+
 def test_every_place_gets_every_sample_equally_often():
     """2400 shuffles of 4: each of 16 counts is 600 ± 6σ = 600 ± 127, once in 3e7 seeds otherwise."""
     order = pgjax.shuffled_minibatches(jax.random.key(0), 2, 4, 2, 1200)
