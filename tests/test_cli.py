@@ -89,6 +89,7 @@ def test_every_algorithm_is_made_from_its_options_as_they_are_shown_and_typed(na
     shown = chosen([])
     assert shown == settings
     assert chosen([f"--{k.rstrip('_').replace('_', '-')}={v}" for k, v in given.items()]) == settings
+    assert all(isinstance(shown.preset.options[k], int) for k in given if presets.is_whole(k))
     presets.build(shown.preset)
     presets.build(shown.preset, presets.hyper(shown.preset))  # numbers that could be traced, and are not
     plan = grid.plan(name, None, {k: [v] for k, v in given.items()})

@@ -81,8 +81,9 @@ def test_a_draw_can_be_repeated_and_stays_in_its_ranges():
 
 
 def test_whole_numbers_that_may_be_traced_are_drawn_as_such():
-    _, settings = grid.plan("dqn", None, {"target_period": [3, 300]}, random=20)
-    assert all(isinstance(s["target_period"], int) for s in settings)
+    for algorithm, option in (("dqn", "target_period"), ("a3c", "delay")):
+        _, settings = grid.plan(algorithm, None, {option: [3, 300]}, random=20)
+        assert all(isinstance(s[option], int) for s in settings)
 
 
 def test_a_range_of_a_decade_is_logarithmic_and_a_shorter_one_is_not():
