@@ -120,6 +120,7 @@ _TRIALS = {
     "sarsa": "six seeds",
 }
 WHY |= {(a, "MountainCar-v0"): _NEVER_THERE + _NOT_BY_SCALING.format(n) for a, n in _TRIALS.items()}
+WHY["a2c", "MountainCar-v0"] += ". The published run has normalised rewards as well, with which ppo learns it"
 WHY["sac", "MountainCar-v0"] = (
     "three seeds of ten never met the goal in evaluation, the others come to -151 to -103. What finds it is "
     "the randomness of the policy alone: of 200,000 episodes of uniform actions none met it"
@@ -132,15 +133,20 @@ WHY["dqn", "MountainCar-v0"] = (
     "seven seeds of ten did not meet the goal in their last 100 episodes, two learned it. Every step costs "
     "the same until it is met, and of 200,000 episodes of uniform actions none met it. The settings of the "
     "run at -101 (a rate of 4e-3, 8 gradient steps for 16 of the environment, exploration over 24,000 of "
-    "120,000 steps) left eleven seeds of eleven at -200, observations rescaled or not, first weights as here "
-    "or as PyTorch's. With 4 gradient steps for 16 and rates of 3e-4 and 1e-3 none of eight learned it that "
-    "explored over 10,000 steps, and one of eight that did over 100,000"
+    "120,000 steps) left thirteen seeds of thirteen at -200, observations rescaled or not, first weights as "
+    "here or as PyTorch's. With 4 gradient steps for 16 and rates of 3e-4 and 1e-3 none of eight learned it "
+    "that explored over 10,000 steps, and one of eight that did over 100,000"
 )
 _STANDS_STILL = (
     "it learns to stand still, for 0: moving costs, and the goal is worth something only once it was met, "
     "which the noise of a Gaussian policy, new in every step, does too seldom"
 )
 WHY |= {(a, "MountainCarContinuous-v0"): _STANDS_STILL for a in OWN_STEPS if a not in ("ppo", "reinforce")}
+for _name, _steps in (("a2c", 16), ("trpo", 4)):
+    WHY[_name, "MountainCarContinuous-v0"] += (
+        ". The published run explores by noise that is a function of the state (gSDE), the same one for "
+        f"{_steps} steps, on normalised observations and rewards"
+    )
 WHY["reinforce", "MountainCarContinuous-v0"] = (
     "half of the seeds reach the goal; the others stand still, or move and miss it. In evaluation five "
     "are at 81 or more, five at 0 or less"
