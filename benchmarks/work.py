@@ -20,8 +20,9 @@ def work(closed: Any) -> tuple[float, float]:
             moved += _num_bytes([*eqn.invars, *eqn.outvars])
         elif name == "scan":
             times = eqn.params["length"]
-            stacked = eqn.invars[eqn.params["num_consts"] + eqn.params["num_carry"] :]
-            moved += _num_bytes([*stacked, *eqn.outvars[eqn.params["num_carry"] :]])
+            body = eqn.params["jaxpr"].jaxpr
+            pairs = [*zip(eqn.invars, body.invars, strict=True), *zip(eqn.outvars, body.outvars, strict=True)]
+            moved += _num_bytes(whole for whole, row in pairs if whole.aval.ndim > row.aval.ndim)
         inner = [work(sub) for sub in _programs(eqn.params.values())]
         if name == "cond" and inner:  # one of its branches runs
             inner = [max(inner)]
