@@ -634,7 +634,7 @@ def measure(arguments: argparse.Namespace) -> Rows:
         name = ":".join(task)
         if arguments.only and name not in arguments.only:
             continue
-        if arguments.full and length(*task) == length(*task, full=True):
+        if arguments.full and not arguments.quick and length(*task) == length(*task, full=True):
             continue
         if not _is_installed(task[1]):
             suite = task[1].partition(":")[0]

@@ -127,6 +127,7 @@ def shuffled_minibatches(
         order = _permutations(key, num, shard_size)
     else:
         order = jax.vmap(lambda key: permutation(key, shard_size))(jax.random.split(key, num))
+        order = order.astype(jnp.int32)
     order = order.reshape(num_epochs, num_shards, num_minibatches, -1)
     return jnp.swapaxes(order, 1, 2).reshape(num_epochs * num_minibatches, num_shards, -1)
 

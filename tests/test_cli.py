@@ -6,7 +6,7 @@ import sys
 import pytest
 from experiment_fixtures import compile_once, tiny_run
 
-from pgjax.experiment import cli, files, grid, options, presets, runner, store
+from pgjax.experiment import cli, files, grid, options, parts, presets, runner, store
 
 TINY = ["train", "a2c", "--seeds", "3", "--seed", "5", "--num-envs", "4", "--num-steps=16", "--steps", "697"]
 TINY += ["--network.hidden", "8"]
@@ -89,7 +89,7 @@ def test_every_algorithm_is_made_from_its_options_as_they_are_shown_and_typed(na
     shown = chosen([])
     assert shown == settings
     assert chosen([f"--{k.rstrip('_').replace('_', '-')}={v}" for k, v in given.items()]) == settings
-    assert all(isinstance(shown.preset.options[k], int) for k in given if presets.is_whole(k))
+    assert all(isinstance(shown.preset.options[k], int) for k in given if k in parts.WHOLE)
     presets.build(shown.preset)
     presets.build(shown.preset, presets.hyper(shown.preset))  # numbers that could be traced, and are not
     plan = grid.plan(name, None, {k: [v] for k, v in given.items()})

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from pgjax._checks import at_least_one, whole
-from pgjax.experiment import presets
+from pgjax.experiment import parts, presets
 from pgjax.experiment.presets import Hyper, Preset
 
 Setting: TypeAlias = dict[str, Any]
@@ -294,7 +294,7 @@ def _as_declared(preset: Preset, name: str, value: Any) -> Any:
         real = kind is float or float in get_args(kind)
     else:
         option = None if section else presets.keyword_options(preset.algorithm).get(field)
-        real = option is not None and presets.is_numeric(option) and not presets.is_whole(field)
+        real = option is not None and presets.is_numeric(option) and field not in parts.WHOLE
     return float(value) if real and isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -77,7 +77,7 @@ def _options(title: str, fields: list[tuple[str, Any, Any]], about: str = "") ->
 
 def _algorithm_options(preset: Any) -> list[tuple[str, Any, Any, dict[str, Any]]]:
     """Name, type and default of every option of an algorithm's `make`, and how it is typed and explained."""
-    from pgjax.experiment import presets
+    from pgjax.experiment import parts, presets
 
     help_of = _docstring_entries(presets.make_function(preset.algorithm), "Args")
     found = []
@@ -85,7 +85,7 @@ def _algorithm_options(preset: Any) -> list[tuple[str, Any, Any, dict[str, Any]]
         default = preset.options[name]
         kind: Any = option.annotation
         if presets.is_numeric(option):
-            kind = int if presets.is_whole(name) else float
+            kind = int if name in parts.WHOLE else float
         if name == "weight":
             kind = Literal[tuple(presets.WEIGHTS)]
         elif default is None or type(None) in get_args(option.annotation):

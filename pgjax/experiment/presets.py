@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeAlias, get_args, get_type_hints
 from pgjax import algorithms, envs, networks
 from pgjax.experiment.parts import (
     WEIGHTS,
-    WHOLE,
     KFACSpec,
     NetworkSpec,
     Spec,
@@ -448,18 +447,6 @@ def is_numeric(option: inspect.Parameter) -> bool:
         True if it is annotated `Numeric`, or that or None.
     """
     return set(get_args(Numeric)) <= set(get_args(option.annotation))
-
-
-def is_whole(name: str) -> bool:
-    """Whether an option that may be traced is a whole number all the same.
-
-    Args:
-        name: of the option.
-
-    Returns:
-        True for the delay of A3C and the period of DQN's target network.
-    """
-    return name in WHOLE
 
 
 def preset(algorithm: str, environment: str | None = None, **changes: Any) -> Preset:
