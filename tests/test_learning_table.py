@@ -204,7 +204,7 @@ TASK = ("q_learning", "Cliff-tabular")
 def one_pair(monkeypatch):
     """The table has one pair, of two seeds and a few thousand steps."""
     monkeypatch.setattr(learning, "pairs", lambda: [TASK])
-    monkeypatch.setattr(learning, "length", lambda algorithm, environment: (2, {"steps": 4000}))
+    monkeypatch.setattr(learning, "length", lambda algorithm, environment, full=False: (2, {"steps": 4000}))
 
 
 def test_a_pair_that_was_cut_off_goes_on_to_the_same_figures(tmp_path, monkeypatch, one_pair, capsys):
