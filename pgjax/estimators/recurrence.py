@@ -17,7 +17,7 @@ from pgjax.types import Array, Numeric
 # the fastest form at every batch size that was measured (benchmarks/recurrence.py).
 _LONGEST_SCAN = 1024
 _LANES = 16  # rows of a number of blocks that is no multiple of it took up to 1.5 times as long
-_ROW_BYTES = 64  # of a step in all strips: with twice as many XLA no longer makes one function of a loop
+_ROW_BYTES = 32  # of a step in all strips: with twice as many XLA no longer makes one function of each loop
 _LONGEST_GROUP = 128  # with 224 the error after 100,000 steps without discount exceeded 1e-5
 
 
@@ -150,7 +150,8 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
 
     A step of its loops touches so little (up to 1 KiB) that XLA makes one function of a loop, instead of
     starting a kernel for every operation of every step. The sequence itself is neither padded nor
-    transposed, and to read it twice takes less time than to write down what would be read again.
+    transposed, and to read it twice takes less time than to write down what would be read again. Between
+    the loops it is flat: as strips it would be copied on its way to a result of `[T, 1]`.
     """
     shape, length = x.shape, x.shape[0]
     num_strips = _ROW_BYTES // x.itemsize
@@ -163,33 +164,36 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     if cut < length:
         last = _scan(x[cut:], decay[cut:], init)
         end = last[0]
-    x, decay = x[:cut].reshape(num_strips, strip), decay[:cut].reshape(num_strips, strip)
+    x, decay = x[:cut], decay[:cut].reshape(num_strips, strip)
 
-    def row(x: Array, time: Array) -> tuple[Array, Array]:
-        x_now, decay_now = (lax.dynamic_slice_in_dim(a, time, 1, axis=1)[:, 0] for a in (x, decay))
-        return x_now, decay_now
+    def row(strips: Array, time: Array) -> Array:
+        return lax.dynamic_slice_in_dim(strips, time, 1, 1, allow_negative_indices=False)[:, 0]
+
+    def with_row(strips: Array, row: Array, time: Array) -> Array:
+        return lax.dynamic_update_slice_in_dim(strips, row[:, None], time, 1, allow_negative_indices=False)
 
     def to_start(time: Array, size: Array) -> tuple[Array, tuple[Array, Array]]:
         """`_local` of a group of every strip, at its first step."""
 
         def step(_: Any, loop: tuple[tuple[Array, Array], Array]) -> tuple[tuple[Array, Array], Array]:
             later, time = loop
-            return _local(later, row(x, time - 1)), time - 1
+            time = time - 1
+            return _local(later, (row(strips, time), row(decay, time))), time
 
-        nothing = jnp.zeros_like(x[:, 0])
+        strips, nothing = x.reshape(num_strips, strip), jnp.zeros_like(decay[:, 0])
         found, time = lax.fori_loop(0, size, step, ((nothing, nothing + 1.0), time))
         return time, found
 
     def solve(loop: tuple[Array, Array], group: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
         def step(_: Any, loop: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             later, y, time = loop
-            x_now, decay_now = row(y, time - 1)
-            now = x_now + decay_now * later
-            return now, lax.dynamic_update_slice_in_dim(y, now[:, None], time - 1, axis=1), time - 1
+            time = time - 1
+            now = row(y, time) + row(decay, time) * later
+            return now, with_row(y, now, time), time
 
-        later, size = group
-        _, y, time = lax.fori_loop(0, size, step, (later, *loop))
-        return (y, time), None
+        (y, time), (later, size) = loop, group
+        _, y, time = lax.fori_loop(0, size, step, (later, y.reshape(num_strips, strip), time))
+        return (y.reshape(cut), time), None
 
     time = jnp.asarray(strip, jnp.int32)
     _, starts = lax.scan(to_start, time, sizes)  # from the last group to the first
@@ -199,7 +203,7 @@ def _strips(x: Array, decay: Array, init: Array) -> Array:
     if last is None:
         return y.reshape(shape)
     # not concatenated: on two threads that took five times as long
-    whole = jnp.zeros((length,), y.dtype).at[:cut].set(y.reshape(-1))
+    whole = jnp.zeros((length,), y.dtype).at[:cut].set(y)
     return whole.at[cut:].set(last).reshape(shape)
 
 
