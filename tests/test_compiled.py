@@ -91,48 +91,68 @@ def test_a_program_does_not_grow_with_the_number_of_steps_epochs_and_gradient_st
     assert operations(large) == operations(small)
 
 
+STEP_COUNT = 36  # no other loop runs as often
+STEPS_OF = {"num_steps": STEP_COUNT}
+# Operations of a step of the loop over time, of which some copy what the loop carries: most of jax 0.10.2's
+# and of 0.11.2's. With `num_updates` it learns in every step, and these operations are among them.
+MOST = {
+    "ppo": (STEPS_OF, 30),
+    "ppo-continuous": (STEPS_OF, 24),
+    "a2c": (STEPS_OF, 30),
+    "a3c": (STEPS_OF, 30),
+    "acktr": (STEPS_OF, 29),
+    "npg": (STEPS_OF, 29),
+    "trpo": (STEPS_OF, 29),
+    "reinforce": ({"max_steps": STEP_COUNT, "num_chunks": 1}, 28),
+    "dqn": (STEPS_OF, 39),
+    "ddpg-continuous": (STEPS_OF, 34),
+    "td3-continuous": (STEPS_OF, 34),
+    "sac-continuous": (STEPS_OF, 36),
+    "sac-discrete": (STEPS_OF, 38),
+    "actor-critic": ({"num_updates": STEP_COUNT}, 151),
+    "q_learning": ({"num_updates": STEP_COUNT}, 77),
+    "sarsa": ({"num_updates": STEP_COUNT}, 93),
+}
+
 COMPILED = """
-import collections, json, re
+import json, sys
 import jax, optax, pgjax
 from pgjax import networks
 from pgjax.algorithms import ppo
 
+sys.path.insert(0, "tests")
+import programs, test_compiled, zoo
+
+
+def compiled(algorithm):
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    text = jax.jit(algorithm.step).lower(jax.random.key(1), state).compile().as_text()
+    return text, list(programs.compiled_loops(text))
+
+
+def over(loops, steps):
+    return max(loop.operations for loop in loops if loop.trips == steps)
+
+
 env = pgjax.envs.make("CartPole-v1")
 network = networks.Raveled(networks.ActorCritic(networks.CategoricalActor(2), networks.Critic()))
 optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4, eps=1e-5))
-algorithm = ppo.make(*env, network, optimizer, num_envs=4, num_steps=128)
-state = jax.jit(algorithm.init)(jax.random.key(0))
-text = jax.jit(algorithm.step).lower(jax.random.key(1), state).compile().as_text()
-bodies, inside = {}, None
-for line in text.splitlines():
-    begin = re.match(r"(?:ENTRY )?%?([\\w.-]+) \\(.*\\) -> .* \\{", line)
-    inside = begin[1] if begin else None if line.startswith("}") else inside
-    if inside and not begin:
-        bodies.setdefault(inside, []).append(line)
-free = ("parameter", "get-tuple-element", "tuple", "constant", "bitcast")
-
-
-def count(body):
-    names = [re.match(r"\\s*(?:ROOT )?%?[\\w.-]+ = \\(?.*?\\)? ([a-z-]+)\\(", line) for line in bodies[body]]
-    return sum(1 for name in names if name and name[1] not in free)
-
-
-loops = {}
-for line in text.splitlines():
-    loop = re.search(r" while\\(.*body=%?([\\w.-]+)", line)
-    if loop:
-        trips = re.search(r'"known_trip_count":\\{"n":"(\\d+)"', line)
-        loops[loop[1]] = [int(trips[1]) if trips else 0, count(loop[1]), "\\n".join(bodies[loop[1]])]
-rollout = max(count for trips, count, _ in loops.values() if trips == 128)
-update = max(count for _, count, lines in loops.values() if "transpose(jvp(" in lines)
-sorts = len(re.findall(r" sort\\(", text))
-print("RESULT" + json.dumps({"rollout": rollout, "update": update, "sorts": sorts}))
+text, loops = compiled(ppo.make(*env, network, optimizer, num_envs=4, num_steps=128))
+found = {
+    "rollout": over(loops, 128),
+    "update": max(loop.operations for loop in loops if "transpose(jvp(" in loop.text),
+    "sorts": text.count(" sort("),
+}
+for name, (options, _) in test_compiled.MOST.items():
+    _, loops = compiled(zoo.ZOO[name](**options))
+    found[name] = over(loops, test_compiled.STEP_COUNT)
+print("RESULT" + json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
-def compiled_ppo():
-    """Operations that XLA runs in every step of a rollout and in every gradient step, on a CPU."""
+def compiled():
+    """Operations that XLA runs in every step of a loop, on a CPU with one device."""
     if jax.default_backend() != "cpu":
         pytest.skip("the figures are those of CPUs")
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_PLATFORMS": "cpu"}
@@ -142,18 +162,23 @@ def compiled_ppo():
     return json.loads(re.search("RESULT(.*)", done.stdout)[1])
 
 
-def test_the_compiled_update_sorts_nothing(compiled_ppo):
-    assert compiled_ppo["sorts"] == 0
+def test_the_compiled_update_sorts_nothing(compiled):
+    assert compiled["sorts"] == 0
 
 
-def test_a_step_of_a_rollout_runs_no_more_operations_than_it_did(compiled_ppo):
+def test_a_step_of_a_rollout_runs_no_more_operations_than_it_did(compiled):
     """31 on jax 0.10.2, of which 7 copy what the loop carries, and 32 on 0.11.2."""
-    assert 0 < compiled_ppo["rollout"] <= 32
+    assert 0 < compiled["rollout"] <= 32
 
 
-def test_a_gradient_step_runs_no_more_operations_than_it_did(compiled_ppo):
+@pytest.mark.parametrize("name", MOST)
+def test_the_loop_over_time_of_every_algorithm_runs_no_more_operations_than_it_did(compiled, name):
+    assert 0 < compiled[name] <= MOST[name][1]
+
+
+def test_a_gradient_step_runs_no_more_operations_than_it_did(compiled):
     """77 on jax 0.10.2 and 79 on 0.11.2, two networks of three layers; 142 where parameters are a pytree."""
-    assert 0 < compiled_ppo["update"] <= (77 if jax.__version_info__ < (0, 11) else 79)
+    assert 0 < compiled["update"] <= (77 if jax.__version_info__ < (0, 11) else 79)
 
 
 def test_one_vector_of_parameters_is_one_update():
