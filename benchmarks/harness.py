@@ -119,7 +119,7 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
         name: of the benchmark, a module of this package.
         rows: what it measured.
         folder: of the results.
-        **more: to be kept beside the rows, such as the number of turns.
+        **more: to be kept in every one of these rows, such as the number of turns.
 
     Returns:
         The JSON file.
@@ -132,12 +132,13 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
         path = first.with_stem(f"{first.stem}-{number}")
         found = _of(path)
     before = found.get(name, {}).get("rows", [])
+    rows = [row | more for row in rows]
     order, measured = [_what(row) for row in before], {_what(row) for row in rows}
     kept = [row for row in before if _what(row) not in measured]
     rows = sorted(
         [*kept, *rows], key=lambda row: order.index(_what(row)) if _what(row) in order else len(order)
     )
-    found[name] = {"rows": rows, **where, **more}
+    found[name] = {"rows": rows, **where}
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, json.dumps(found, indent=1) + "\n")
     _write(path.with_suffix(".md"), page(found))

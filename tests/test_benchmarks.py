@@ -82,7 +82,7 @@ class TestHarness:
         found = json.loads(path.read_text())
         assert list(found) == ["memory", "fisher"]
         assert found["memory"] == before["memory"]
-        assert found["memory"]["turns"] == 1
+        assert [row["turns"] for row in found["memory"]["rows"]] == [1]
         assert found["fisher"]["versions"]["jax"] == jax.__version__
         page = path.with_suffix(".md").read_text()
         assert page == harness.page(found)
@@ -101,10 +101,10 @@ class TestHarness:
     )
     def test_a_part_that_is_measured_again_leaves_the_rest_of_the_day(self, tmp_path, rows, monkeypatch):
         monkeypatch.setattr(harness, "page", lambda found: "")
-        path = harness.save("fisher", [row | {"found": 1} for row in rows], tmp_path)
-        assert harness.save("fisher", [rows[0] | {"found": 2}], tmp_path) == path
+        path = harness.save("fisher", [row | {"found": 1} for row in rows], tmp_path, turns=3)
+        assert harness.save("fisher", [rows[0] | {"found": 2}], tmp_path, turns=5) == path
         kept = json.loads(path.read_text())["fisher"]["rows"]
-        assert kept == [rows[0] | {"found": 2}, rows[1] | {"found": 1}]
+        assert kept == [rows[0] | {"found": 2, "turns": 5}, rows[1] | {"found": 1, "turns": 3}]
 
     def test_what_other_versions_measured_on_that_day_stays_apart(self, tmp_path, monkeypatch):
         """Otherwise its rows would stand below versions that they were not measured with."""
