@@ -714,6 +714,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--hours must be above 0, got {arguments.hours:g}")
     if arguments.draw:
         results = Results(arguments.results / (FULL if arguments.full else RESULTS.name))
+        if not results.rows:
+            parser.error(f"--draw: nothing was trained yet that {results.path} would hold")
         results.save()
         print(table(results.ordered()))
         return 0

@@ -273,6 +273,13 @@ def test_mistakes_say_what_to_do(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_nothing_is_drawn_where_nothing_was_trained(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        learning.main(["--results", str(tmp_path), "--full", "--draw"])
+    assert "nothing was trained yet" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_results_file_is_never_overwritten(tmp_path):
     (tmp_path / "learning.json").write_text("{")
     with pytest.raises(SystemExit, match=r"learning\.json is damaged"):
