@@ -133,7 +133,7 @@ def table(rows: harness.Rows) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    parser = harness.parser(__doc__, turns=3)
+    parser = harness.parser(__doc__)
     parser.add_argument("--algorithms", nargs="+", metavar="NAME", help="some of them; by default all")
     return harness.run("compile_time", measure, table, parser.parse_args(argv))
 

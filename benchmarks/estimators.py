@@ -109,16 +109,19 @@ def theirs(arrays: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
 
 
 def repeated(program: Callable[[], Any], seconds: float) -> tuple[Callable[[], Any], int]:
-    """The program so often in a row that it takes about so many seconds, and how often that is."""
+    """The program so often in a row that it takes about so many seconds, and how often that is.
+
+    Each call is waited for.
+    """
+    import jax
+
     program()
     once = min(harness.seconds(program) for _ in range(5))
     calls = max(1, round(seconds / once))
 
-    def run() -> Any:
-        result = None
+    def run() -> None:
         for _ in range(calls):
-            result = program()
-        return result
+            jax.block_until_ready(program())
 
     return run, calls
 

@@ -11,6 +11,7 @@
 #             flax optax gymnax gymnasium chex tyro orbax-checkpoint six
 #         Those of jax are passed over where the interpreter has jax: its own knows the accelerator.
 # OUT:    where the results go.
+# LIMIT:  seconds in all, 600.
 # PYTHON: the interpreter; it should have jax for its accelerator already.
 set -euo pipefail
 [[ -z ${WHEELS:-} || $WHEELS == /* ]] || WHEELS=$PWD/$WHEELS
@@ -18,7 +19,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
-limit=600 # seconds, installing included
+limit=${LIMIT:-600} # installing included
 begin=$SECONDS
 
 if [[ -n ${WHEELS:-} ]]; then
@@ -69,7 +70,8 @@ if [[ ${1:-} == learning ]]; then
     exit
 fi
 status=0
-timeout --signal=INT --kill-after=10 $((limit - SECONDS + begin)) \
+left=$((limit - SECONDS + begin))
+timeout --signal=INT --kill-after=10 $((left > 0 ? left : 1)) \
     "$python" -m benchmarks.accelerator ${options[@]+"${options[@]}"} "$@" || status=$?
 if ((status == 124 || status == 137)); then
     echo "gpu.sh: cut off after $limit s; what was measured before is in ${OUT:-benchmarks/results}." >&2

@@ -15,6 +15,7 @@ import pathlib
 import platform
 import re
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -93,6 +94,22 @@ def about() -> dict[str, Any]:
     }
 
 
+def commit() -> str | None:
+    """The code that is measured, `-dirty` if it was changed since; None outside of a repository."""
+
+    def git(*call: str) -> str:
+        root = RESULTS.parents[1]
+        return subprocess.run(
+            ["git", *call], cwd=root, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "pgjax", "benchmarks/*.py")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def _processor() -> str:
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -119,7 +136,8 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
         name: of the benchmark, a module of this package.
         rows: what it measured.
         folder: of the results.
-        **more: to be kept in every one of these rows, such as the number of turns.
+        **more: to be kept with every one of these rows, such as the number of turns, beside the time and the
+            commit.
 
     Returns:
         The JSON file.
@@ -132,7 +150,8 @@ def save(name: str, rows: Rows, folder: pathlib.Path = RESULTS, **more: Any) -> 
         path = first.with_stem(f"{first.stem}-{number}")
         found = _of(path)
     before = found.get(name, {}).get("rows", [])
-    rows = [row | more for row in rows]
+    stamp = {"time": where["time"], "commit": commit()} | more
+    rows = [row | {"measured": stamp} for row in rows]
     order, measured = [_what(row) for row in before], {_what(row) for row in rows}
     kept = [row for row in before if _what(row) not in measured]
     rows = sorted(
@@ -175,11 +194,22 @@ def page(found: Mapping[str, Any]) -> str:
         cores = f", {entry['cores']} cores" if entry["platform"] == "cpu" else ""
         parts.append(
             f"## {title}\n\n`python -m benchmarks {name}` on {entry['device']}{cores}, {entry['date']}; "
-            f"{versions}.\n\n{module.table(entry['rows'])}\n"
+            f"{versions}{_stamps(entry['rows'])}.\n\n{module.table(entry['rows'])}\n"
         )
     return "# Measured\n\nMade from the JSON file beside it; " + (
         "a ratio is the median over turns, with the least and the greatest of them.\n\n" + "\n".join(parts)
     )
+
+
+def _stamps(rows: Rows) -> str:
+    """Of which commits rows are, and of how many turns."""
+    stamps = [row["measured"] for row in rows if "measured" in row]
+    found = {
+        "commit": [x["commit"] for x in stamps if x.get("commit")],
+        "turns": [x.get("turns") for x in stamps],
+    }
+    told = {name: ", ".join(str(x) for x in dict.fromkeys(values) if x) for name, values in found.items()}
+    return "".join(f"; {name} {text}" for name, text in told.items() if text)
 
 
 def parser(doc: str | None, turns: int = 5) -> argparse.ArgumentParser:

@@ -142,6 +142,9 @@ _STANDS_STILL = (
     "which the noise of a Gaussian policy, new in every step, does too seldom"
 )
 WHY |= {(a, "MountainCarContinuous-v0"): _STANDS_STILL for a in OWN_STEPS if a not in ("ppo", "reinforce")}
+WHY["npg", "MountainCarContinuous-v0"] = (
+    f"one seed of ten met the goal and goes to it, for 94; else {_STANDS_STILL}"
+)
 for _name, _steps in (("a2c", 16), ("trpo", 4)):
     WHY[_name, "MountainCarContinuous-v0"] += (
         ". The published run explores by noise that is a function of the state (gSDE), the same one for "
@@ -195,6 +198,8 @@ _SHORT = "it had a million steps, where the figure is ppo's after ten; its curve
 WHY |= {("q_learning", e): _SHORT + "still rises" for e in MINATAR}
 WHY["q_learning", "SpaceInvaders-MinAtar"] = _SHORT + "hardly rises from 300,000 steps on"
 WHY |= {("sarsa", e): _SHORT + "still rises" for e in MINATAR}
+for _name in VALUES[1:]:
+    WHY[_name, "Breakout-MinAtar"] = _SHORT + "stays near 11 from 880,000 steps on"
 WHY["dqn", "Freeway-MinAtar"] = _SHORT + "still rises, by 2 in the last 300,000 steps"
 WHY["dqn", "SpaceInvaders-MinAtar"] = _SHORT + "stays near 60 from 720,000 steps on"
 WHY |= {("sac", e): _SHORT + "still rises" for e in MINATAR}

@@ -42,7 +42,7 @@ import tempfile
 from typing import Any
 
 from benchmarks import harness
-from benchmarks._peers.tasks import MODULES, QUICK, TASKS, TOLD, Task
+from benchmarks._peers.tasks import GOALS, MODULES, QUICK, TASKS, TOLD, Task
 from pgjax.experiment import threads
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -199,7 +199,17 @@ def table(rows: harness.Rows) -> str:
     """One line a task; what did not run, and the settings, stand below."""
     if not rows:
         return f"Nothing measured: no such peer is installed. {ADVICE}"
-    heads = ["task", "peer", "pgjax, steps/s", "peer, steps/s", "ratio", "compile, s", "peer, s", "ratio"]
+    heads = [
+        "task",
+        "peer",
+        "pgjax, steps/s",
+        "peer, steps/s",
+        "ratio",
+        "goal",
+        "compile, s",
+        "peer, s",
+        "ratio",
+    ]
     lines = [
         [
             row["task"],
@@ -207,6 +217,7 @@ def table(rows: harness.Rows) -> str:
             f"{row['pgjax_steps_per_second']:,.0f}",
             f"{row['peer_steps_per_second']:,.0f}",
             harness.show(row["ratio"]),
+            GOALS.get(row["task"], ""),
             _seconds(row["pgjax_compile_seconds"]),
             _seconds(row["peer_compile_seconds"]),
             harness.show(row["compile_ratio"]) if row["compile_ratio"] else "",

@@ -56,7 +56,9 @@ def error(form, reward, gamma):
 def main() -> None:
     arguments = harness.parser(__doc__, turns=15).parse_args()
     sizes = SIZES[:2] if arguments.quick else SIZES
-    lines = [f"# The reverse recurrence\n\njax {jax.__version__}, {jax.devices()[0].device_kind}, float32.\n"]
+    where = harness.about()
+    told = f"{where['device']}, {where['date']}, jax {jax.__version__}, float32; commit {harness.commit()}"
+    lines = [f"# The reverse recurrence\n\n`python -m benchmarks.recurrence`, {told}.\n"]
     lines += ["| T | N | " + " | ".join(f"{f}, µs" for f in FORMS) + " |", "|---" * (2 + len(FORMS)) + "|"]
     for length, batch in sizes:
         x = jax.random.normal(jax.random.key(0), (length, batch))

@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from benchmarks import harness, learning
+from benchmarks._peers.tasks import GOALS
 
 README = pathlib.Path(__file__).parents[1] / "README.md"
 ALGORITHMS = ("reinforce", "actor_critic", "a2c", "a3c", "ppo", "npg", "trpo", "acktr")
@@ -119,11 +120,12 @@ def _throughput(rows: harness.Rows) -> str:
         [
             row["task"],
             f"{row['steps_per_second'] / 1e3:,.0f}k",
-            harness.show(row["ratio"]) if "ratio" in row else "",
+            *(harness.show(row[k]) if k in row else "" for k in ("ratio", "over_purejaxrl")),
         ]
         for row in rows
     ]
-    return harness.markdown(["training", "environment steps / s", "of the least it must do"], lines)
+    heads = ["training", "environment steps / s", "of the least it must do", "times as fast as PureJaxRL"]
+    return harness.markdown(heads, lines)
 
 
 def _peers(rows: harness.Rows) -> str:
@@ -132,11 +134,13 @@ def _peers(rows: harness.Rows) -> str:
             row["task"],
             ", ".join(f"{name} {version}" for name, version in row["versions"].items()),
             harness.show(row["ratio"]) if "ratio" in row else "did not run",
+            GOALS.get(row["task"], ""),
             harness.show(row["compile_ratio"]) if row.get("compile_ratio") else "",
         ]
         for row in rows
     ]
-    return harness.markdown(["training", "beside", "times as fast", "compile time, pgjax's / theirs"], lines)
+    heads = ["training", "beside", "times as fast", "goal", "compile time, pgjax's / theirs"]
+    return harness.markdown(heads, lines)
 
 
 SECTIONS = {"learned": learned, "fast": fast}

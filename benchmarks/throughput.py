@@ -6,7 +6,7 @@ with their random numbers), the critic's passes over what was collected, and its
 batch. The sum of their times is the floor; what a training needs beyond it goes into estimators, shuffling,
 replay, metrics and the bookkeeping of seeds and iterations. The ratio is floor over training, 1 at best.
 Trainings and parts have one thread of XLA, as small runs of `pgjax train` do: `pgjax.experiment.threads`
-says why.
+says why. PPO with 2048 environments has all of them, as there.
 
 PPO at three sizes, and 64 seeds of the small one on all cores, stand beside PureJaxRL by the figures that it
 had on another day, scaled by the floors of both days (it is no package that could be installed).
@@ -533,6 +533,7 @@ TASKS: dict[str, tuple[Callable[[], Task], int]] = {  # and environment steps of
     "sac": (functools.partial(continuous, sac), 10_240),
 }
 SEEDS = "64 seeds of ppo-4x128"
+ALL_CORES = ("ppo-2048x128", SEEDS)  # each in a process of its own
 
 
 def compiled(task: Task, iterations: int) -> dict[str, Callable[[], Any]]:
@@ -657,15 +658,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = harness.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     arguments = parser.parse_args(argv)
-    threads.choose_threads(1)
-    seeds = SEEDS in arguments.only
-    if arguments.only == [SEEDS]:  # a device for each core
-        jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    apart = [name for name in arguments.only if name in ALL_CORES]
+    if len(arguments.only) > 1:
+        arguments.only = [name for name in arguments.only if name not in apart]
     else:
-        arguments.only = [name for name in arguments.only if name != SEEDS]
-    status = harness.run("throughput", measure, table, arguments)
-    if seeds and arguments.only != [SEEDS]:  # in a process of its own, since here there is one device
-        call = [sys.executable, "-m", "benchmarks.throughput", "--only", SEEDS]
+        apart = []
+    if arguments.only == [SEEDS]:  # a device for each core
+        threads.choose_threads(1)
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    elif arguments.only != ["ppo-2048x128"]:
+        threads.choose_threads(1)
+    status = harness.run("throughput", measure, table, arguments) if arguments.only else 0
+    for name in apart:
+        call = [sys.executable, "-m", "benchmarks.throughput", "--only", name]
         call += ["--turns", str(arguments.turns), "--results", str(arguments.results)]
         call += ["--quick"] if arguments.quick else []
         status |= subprocess.run(call, cwd=pathlib.Path(__file__).parents[1]).returncode

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -82,10 +83,13 @@ class TestHarness:
         found = json.loads(path.read_text())
         assert list(found) == ["memory", "fisher"]
         assert found["memory"] == before["memory"]
-        assert [row["turns"] for row in found["memory"]["rows"]] == [1]
+        (stamp,) = [row["measured"] for row in found["memory"]["rows"]]
+        assert stamp == {"time": found["memory"]["time"], "commit": harness.commit(), "turns": 1}
         assert found["fisher"]["versions"]["jax"] == jax.__version__
         page = path.with_suffix(".md").read_text()
         assert page == harness.page(found)
+        assert "turns 1" in page
+        assert f"commit {harness.commit()}" in page or harness.commit() is None
         assert "| n | 5 | 1.00 | 0.50 [0.25, 1.00] | 2.00 | 3.00 [1.50, 6.00] | 1e-06 |" in page
         assert sorted(x.name for x in tmp_path.iterdir()) == sorted([path.name, path.with_suffix(".md").name])
 
@@ -104,7 +108,8 @@ class TestHarness:
         path = harness.save("fisher", [row | {"found": 1} for row in rows], tmp_path, turns=3)
         assert harness.save("fisher", [rows[0] | {"found": 2}], tmp_path, turns=5) == path
         kept = json.loads(path.read_text())["fisher"]["rows"]
-        assert kept == [rows[0] | {"found": 2, "turns": 5}, rows[1] | {"found": 1, "turns": 3}]
+        assert [row.pop("measured")["turns"] for row in kept] == [5, 3]
+        assert kept == [rows[0] | {"found": 2}, rows[1] | {"found": 1}]
 
     def test_what_other_versions_measured_on_that_day_stays_apart(self, tmp_path, monkeypatch):
         """Otherwise its rows would stand below versions that they were not measured with."""
@@ -116,8 +121,8 @@ class TestHarness:
         assert other.stem == f"{path.stem}-2"
         assert harness.save("fisher", [{"task": "b", "new": True}], tmp_path) == other
         (first, second) = (json.loads(x.read_text())["fisher"] for x in (path, other))
-        assert first["rows"] == [{"task": "a"}, {"task": "b"}]
-        assert second["rows"] == [{"task": "a", "new": True}, {"task": "b", "new": True}]
+        assert [row["task"] for row in first["rows"]] == ["a", "b"]
+        assert [(row["task"], row["new"]) for row in second["rows"]] == [("a", True), ("b", True)]
         assert (first["versions"], second["versions"]["jax"]) == (versions, "99")
         assert harness.save("memory", [{}], tmp_path) == path  # nothing of it is there
 
@@ -315,6 +320,16 @@ class TestGpuScript:
             "sac:SpaceInvaders-MinAtar: 5 seeds, 10,000,000 steps\n16 pairs are left.\n"
         )
 
+    def test_it_measures_and_is_cut_off_in_time(self, tmp_path):
+        call = ("--quick", "--parts", "device", "scan")
+        done = self.run(*call, folder=tmp_path, OUT="out")
+        assert done.returncode == 0, done.stderr
+        assert "| copy, GB/s |" in done.stdout
+        assert "| scan, µs | blocks, µs | associative, µs | taken, µs |" in done.stdout
+        done = self.run(*call, folder=tmp_path, OUT="out", LIMIT="1")
+        assert done.returncode == 124
+        assert f"cut off after 1 s; what was measured before is in {tmp_path}/out" in done.stderr
+
     def test_wheels_of_jax_do_not_take_the_place_of_the_one_that_is_there(self, tmp_path):
         (tmp_path / "wheels").mkdir()
         (tmp_path / "wheels" / "jaxlib-9.9.9-py3-none-any.whl").write_text("none that can be installed")
@@ -332,6 +347,25 @@ class TestGpuScript:
         done = self.run(PYTHON=str(bare))
         assert done.returncode == 2
         assert "lacks jax flax" in done.stderr
+
+
+def test_only_what_small_runs_do_has_one_thread(monkeypatch):
+    """PPO with 2,048 environments and the 64 seeds are in processes of their own."""
+    here, apart, chosen = [], [], []
+    monkeypatch.setattr(throughput.harness, "run", lambda *a: here.append(a[-1].only) or 0)
+    monkeypatch.setattr(throughput.threads, "choose_threads", chosen.append)
+    monkeypatch.setattr(
+        throughput.subprocess,
+        "run",
+        lambda call, **_: apart.append(call) or types.SimpleNamespace(returncode=3),
+    )
+    assert throughput.main(["--turns", "7"]) == 3
+    assert here == [[name for name in throughput.TASKS if name != "ppo-2048x128"]]
+    assert [call[call.index("--only") + 1 :][0] for call in apart] == ["ppo-2048x128", throughput.SEEDS]
+    assert all(call[call.index("--turns") + 1] == "7" for call in apart)
+    assert chosen == [1]
+    assert throughput.main(["--only", "ppo-2048x128"]) == 0
+    assert (here[1], len(apart), chosen) == (["ppo-2048x128"], 2, [1])
 
 
 class TestTables:
@@ -381,7 +415,7 @@ class TestTables:
         (tmp_path / "learning.json").write_text(json.dumps(learned))
         rows = [
             {"task": "ppo-4x128", "steps_per_second": 123_456.0, "ratio": spread(0.9)},
-            {"task": "64 seeds", "steps_per_second": 1e6},
+            {"task": "64 seeds", "steps_per_second": 1e6, "over_purejaxrl": spread(3.0)},
         ]
         fast = {"throughput": {"rows": rows, "versions": {"jax": "9"}, **CPU}}
         theirs = {"task": "dqn", "versions": {"rejax": "0.1.3"}, "ratio": spread(2.0), "compile_ratio": None}
@@ -403,9 +437,10 @@ class TestTables:
             "`python -m benchmarks throughput`, Some CPU(R) 9000 @ 2.10GHz, 4 cores, 2030-01-02, jax 9"
             in text
         )
-        assert "| ppo-4x128 | 123k | 0.90 [0.45, 1.80] |" in text
-        assert "| dqn | rejax 0.1.3 | 2.00 [1.00, 4.00] |  |" in text
-        assert "| x | rejax 0.1.3 | did not run |  |" in text
+        assert "| ppo-4x128 | 123k | 0.90 [0.45, 1.80] |  |" in text
+        assert "| 64 seeds | 1,000k |  | 3.00 [1.50, 6.00] |" in text
+        assert "| dqn | rejax 0.1.3 | 2.00 [1.00, 4.00] | 2.5 |  |" in text
+        assert "| x | rejax 0.1.3 | did not run |  |  |" in text
         assert tables.main([*call, "--check"]) == 0
         assert "as the results say" in capsys.readouterr().out
         (tmp_path / "learning.json").unlink()

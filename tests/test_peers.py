@@ -1,5 +1,6 @@
 """The comparison with other libraries, without any of them: what is asked for, told and written down."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -75,6 +76,16 @@ class TestTasks:
         }
         assert {name: options[name] for name in expected} == expected
 
+    def test_the_side_of_rejax_has_its_defaults(self):
+        rejax = pytest.importorskip("rejax")
+        from benchmarks._peers import rejax_side
+
+        ours = rejax_side._algorithm(tasks.TASKS["ppo-default"], 4096)
+        theirs = rejax.PPO.create(env=ours.env, env_params=ours.env_params)
+        watched = {"eval_freq", "eval_callback", "skip_initial_evaluation", "total_timesteps"}
+        for name in {field.name for field in dataclasses.fields(theirs)} - watched - {"env"}:
+            assert getattr(ours, name) == getattr(theirs, name), name
+
     def test_words(self):
         words = tasks.TASKS["ppo-default"].words()
         assert words.startswith("CartPole-v1, num_envs 64, num_steps 64, num_epochs 8, num_minibatches 16")
@@ -106,10 +117,10 @@ class TestTable:
             [row("ppo-default"), row("a2c-sb3", peer_compile_seconds=None, compile_ratio=None)]
         )
         assert (
-            "| ppo-default | rejax 0.1.3 | 123,457 | 61,728 | 2.00 [1.50, 2.50] | 3.25 | 3.00 | 1.08 ["
+            "| ppo-default | rejax 0.1.3 | 123,457 | 61,728 | 2.00 [1.50, 2.50] | 1.5 | 3.25 | 3.00 | 1.08 ["
             in page
         )
-        assert "| 2.00 [1.50, 2.50] | 3.25 |  |  |" in page
+        assert "| 2.00 [1.50, 2.50] | 20 | 3.25 |  |  |" in page
         assert f"- ppo-default: {tasks.TASKS['ppo-default'].words()}" in page
 
     def test_what_did_not_run_is_told(self):

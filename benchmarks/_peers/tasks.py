@@ -141,6 +141,18 @@ TASKS: dict[str, Task] = {
 }
 QUICK = ("ppo-cartpole", "gae-128x64", "a2c-sb3")
 
+# How many times as fast this library is to be at least, where a goal was set.
+GOALS = {
+    "ppo-default": 1.5,
+    "ppo-cartpole": 1.5,
+    "dqn": 2.5,
+    "sac": 1.3,
+    "td3": 1.3,
+    "a2c-sb3": 20,
+    "trpo-sb3": 8,
+}
+GOALS |= {name: 1.0 for name, task in TASKS.items() if task.algorithm == "gae"}
+
 # What has to be importable, and whose versions are told.
 MODULES = {
     "rejax": "rejax",

@@ -13,9 +13,9 @@ def choose_threads(num_envs: int, *, images: bool = False) -> None:
 
     XLA hands parts of a program to other threads wherever more than eight of its operations could begin.
     Where each takes a microsecond, as in the loops of a small run, handing over costs more than it brings: on
-    two cores DQN with 8 environments makes 1.3 times as many steps a second with one thread as with two, PPO
-    with 4 environments 1.25 times. With 2,048 environments, or with a CNN, two threads are 6 to 12 % faster;
-    such runs keep all cores. Several CPU devices have one thread each in any case.
+    two cores DQN with 8 environments makes 1.3 to 1.4 times as many steps a second with one thread as with
+    two, PPO with 4 environments 1.25 to 1.3 times. With 2,048 environments, or with a CNN, two threads are 6
+    to 12 % faster; such runs keep all cores. Several CPU devices have one thread each in any case.
 
     It must come before JAX's backend starts; after that it changes nothing.
 
