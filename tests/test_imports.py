@@ -70,12 +70,14 @@ def test_an_error_meanwhile_leaves_nothing_behind(module):
     assert MODULE not in sys.modules
 
 
-def test_an_environment_is_made_without_what_draws_another():
+def test_an_environment_is_made_and_a_seed_told_without_what_others_need():
     """seaborn and scipy.stats take longer to import than jax does."""
     code = """
 import sys, pgjax
+from pgjax.experiment import display
 pgjax.envs.names()
 pgjax.envs.make("CartPole-v1", rescale_obs=False)
+assert display.with_interval([2.0]) == "2.0"
 print([name for name in ("seaborn", "pandas", "scipy.stats") if name in sys.modules])
 from gymnax.environments.misc import pong
 print(pong.sns.color_palette("cubehelix", 3)[0] == __import__("seaborn").color_palette("cubehelix", 3)[0])

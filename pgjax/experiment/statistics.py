@@ -25,9 +25,12 @@ def iqm(x: Any, axis: int = 0) -> Any:
         >>> float(iqm([0.0, 1.0, 2.0, 99.0]))
         1.5
     """
+    x = np.asarray(x, float)
+    if 0 < x.shape[axis] < 4:  # of these nothing is cut off, and importing scipy takes half a second
+        return x.mean(axis)
     from scipy.stats import trim_mean
 
-    return trim_mean(np.asarray(x, float), 0.25, axis=axis)
+    return trim_mean(x, 0.25, axis=axis)
 
 
 def interval(x: Any, confidence: float = 0.95, num_resamples: int = 2000) -> tuple[Any, Any]:
