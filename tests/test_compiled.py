@@ -20,6 +20,7 @@ from pgjax import networks
 
 KEY = jax.random.key(0)
 ROOT = pathlib.Path(__file__).parents[1]
+OLD_JAX = jax.__version_info__ < (0, 11)
 
 
 def operations(algorithm):
@@ -93,25 +94,25 @@ def test_a_program_does_not_grow_with_the_number_of_steps_epochs_and_gradient_st
 
 STEP_COUNT = 36  # no other loop runs as often
 STEPS_OF = {"num_steps": STEP_COUNT}
-# Operations of a step of the loop over time, of which some copy what the loop carries: most of jax 0.10.2's
-# and of 0.11.2's. With `num_updates` it learns in every step, and these operations are among them.
+# Operations of a step of the loop over time, of which some copy what the loop carries, on jax 0.10.2 and on
+# 0.11.2. With `num_updates` it learns in every step, and these operations are among them.
 MOST = {
-    "ppo": (STEPS_OF, 30),
-    "ppo-continuous": (STEPS_OF, 24),
-    "a2c": (STEPS_OF, 30),
-    "a3c": (STEPS_OF, 30),
-    "acktr": (STEPS_OF, 29),
-    "npg": (STEPS_OF, 29),
-    "trpo": (STEPS_OF, 29),
-    "reinforce": ({"max_steps": STEP_COUNT, "num_chunks": 1}, 28),
-    "dqn": (STEPS_OF, 39),
-    "ddpg-continuous": (STEPS_OF, 34),
-    "td3-continuous": (STEPS_OF, 34),
-    "sac-continuous": (STEPS_OF, 36),
-    "sac-discrete": (STEPS_OF, 38),
-    "actor-critic": ({"num_updates": STEP_COUNT}, 151),
-    "q_learning": ({"num_updates": STEP_COUNT}, 77),
-    "sarsa": ({"num_updates": STEP_COUNT}, 93),
+    "ppo": (STEPS_OF, 29, 30),
+    "ppo-continuous": (STEPS_OF, 24, 24),
+    "a2c": (STEPS_OF, 29, 30),
+    "a3c": (STEPS_OF, 29, 30),
+    "acktr": (STEPS_OF, 28, 29),
+    "npg": (STEPS_OF, 28, 29),
+    "trpo": (STEPS_OF, 28, 29),
+    "reinforce": ({"max_steps": STEP_COUNT, "num_chunks": 1}, 27, 28),
+    "dqn": (STEPS_OF, 39, 39),
+    "ddpg-continuous": (STEPS_OF, 34, 34),
+    "td3-continuous": (STEPS_OF, 34, 34),
+    "sac-continuous": (STEPS_OF, 36, 36),
+    "sac-discrete": (STEPS_OF, 37, 38),
+    "actor-critic": ({"num_updates": STEP_COUNT}, 150, 151),
+    "q_learning": ({"num_updates": STEP_COUNT}, 76, 77),
+    "sarsa": ({"num_updates": STEP_COUNT}, 92, 93),
 }
 
 COMPILED = """
@@ -143,7 +144,7 @@ found = {
     "update": max(loop.operations for loop in loops if "transpose(jvp(" in loop.text),
     "sorts": text.count(" sort("),
 }
-for name, (options, _) in test_compiled.MOST.items():
+for name, (options, *_) in test_compiled.MOST.items():
     _, loops = compiled(zoo.ZOO[name](**options))
     found[name] = over(loops, test_compiled.STEP_COUNT)
 print("RESULT" + json.dumps(found))
@@ -168,17 +169,17 @@ def test_the_compiled_update_sorts_nothing(compiled):
 
 def test_a_step_of_a_rollout_runs_no_more_operations_than_it_did(compiled):
     """31 on jax 0.10.2, of which 7 copy what the loop carries, and 32 on 0.11.2."""
-    assert 0 < compiled["rollout"] <= 32
+    assert 0 < compiled["rollout"] <= (31 if OLD_JAX else 32)
 
 
 @pytest.mark.parametrize("name", MOST)
 def test_the_loop_over_time_of_every_algorithm_runs_no_more_operations_than_it_did(compiled, name):
-    assert 0 < compiled[name] <= MOST[name][1]
+    assert 0 < compiled[name] <= MOST[name][1 if OLD_JAX else 2]
 
 
 def test_a_gradient_step_runs_no_more_operations_than_it_did(compiled):
     """77 on jax 0.10.2 and 79 on 0.11.2, two networks of three layers; 142 where parameters are a pytree."""
-    assert 0 < compiled["update"] <= (77 if jax.__version_info__ < (0, 11) else 79)
+    assert 0 < compiled["update"] <= (77 if OLD_JAX else 79)
 
 
 def test_one_vector_of_parameters_is_one_update():
