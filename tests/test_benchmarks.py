@@ -126,6 +126,27 @@ class TestHarness:
         assert (first["versions"], second["versions"]["jax"]) == (versions, "99")
         assert harness.save("memory", [{}], tmp_path) == path  # nothing of it is there
 
+    def test_a_row_names_the_commit_and_says_if_the_code_was_changed_since(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(harness, "RESULTS", tmp_path / "benchmarks" / "results")
+        assert harness.commit() is None  # no repository
+        code = tmp_path / "pgjax" / "code.py"
+        code.parent.mkdir()
+        code.write_text("1")
+
+        def git(*call):
+            options = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-C", str(tmp_path)]
+            call = ["git", *options, *call]
+            return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+        git("init", "-q")
+        git("add", ".")
+        git("commit", "-q", "-m", "code")
+        (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+        (tmp_path / "benchmarks" / "results" / "new.json").write_text("{}")
+        assert harness.commit() == git("rev-parse", "--short", "HEAD")
+        code.write_text("2")
+        assert harness.commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
+
     def test_no_turns_are_refused_before_anything_is_measured(self):
         none = harness.parser("About.").parse_args(["--turns", "0"])
         with pytest.raises(SystemExit, match="--turns must be at least 1, got 0"):
@@ -347,6 +368,17 @@ class TestGpuScript:
         done = self.run(PYTHON=str(bare))
         assert done.returncode == 2
         assert "lacks jax flax" in done.stderr
+
+
+def test_every_call_of_an_estimator_is_waited_for(monkeypatch):
+    """As the comparison with other libraries does; otherwise calls would overlap."""
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    run, calls = estimators.repeated(lambda: "advantage", 1e-3)
+    waited.clear()
+    run()
+    assert calls > 1
+    assert waited == ["advantage"] * calls
 
 
 def test_only_what_small_runs_do_has_one_thread(monkeypatch):
